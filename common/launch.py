@@ -1,0 +1,93 @@
+"""Starts every command line tool the same way.
+
+A tool is a module with `main(argv)` and a function that defines its flags:
+
+    def define_flags() -> None:
+        flags.DEFINE_string("output", None, "folder to write", required=True)
+
+    def main(argv: list[str]) -> int | None:
+        ...
+
+    if __name__ == "__main__":
+        launch.run(main, define_flags)
+
+Flags are defined in a function, not at import, so that importing a tool changes nothing. What is
+slow to import (JAX, TensorFlow) is imported inside `main`, so that ``--help`` answers at once.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Callable
+
+from absl import app, flags
+
+from common import config
+from common.errors import UserError
+
+EXIT_USER_ERROR = 2
+EXIT_INTERRUPTED = 130  # what shells expect after Ctrl-C
+
+
+class _Formatter(logging.Formatter):
+    """Time and message; anything above INFO says what it is."""
+
+    def __init__(self):
+        super().__init__("%(asctime)s %(message)s", datefmt="%H:%M:%S")
+
+    def format(self, record: logging.LogRecord) -> str:
+        text = super().format(record)
+        if record.levelno <= logging.INFO:
+            return text
+        time, _, message = text.partition(" ")
+        return f"{time} {record.levelname.lower()}: {message}"
+
+
+def _set_up_logging() -> None:
+    """Lets our modules speak from INFO up and libraries from WARNING up, on stderr."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_Formatter())
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(logging.WARNING)
+    for ours in ("common", "__main__"):
+        logging.getLogger(ours).setLevel(logging.INFO)
+
+
+def _parse_flags(argv: list[str]) -> list[str]:
+    """Parses the flags; a mistake is one message and exit status 2, not a stack trace."""
+    if {"--help", "-help", "-h", "--h", "-?"} & set(argv[1:]):
+        app.usage(shorthelp=True, writeto_stdout=True)
+        sys.exit(0)
+    try:
+        return flags.FLAGS(argv)
+    except UserError as error:  # raised by a config file
+        message = str(error)
+    except (flags.Error, AttributeError, KeyError, TypeError) as error:
+        message = config.explain(argv, error)
+    print(f"{message}\nPass --help to see the flags.", file=sys.stderr)
+    sys.exit(EXIT_USER_ERROR)
+
+
+def run(main: Callable[[list[str]], int | None], define_flags: Callable[[], None]) -> None:
+    """Parses the command line, runs ``main(argv)`` and exits with its status.
+
+    ``argv`` holds the program and the positional arguments. `UserError` ends the process with its
+    message on stderr and status 2; Ctrl-C with status 130. Other exceptions are bugs and keep their
+    stack trace.
+    """
+
+    def guarded(argv: list[str]) -> int | None:
+        _set_up_logging()
+        try:
+            return main(argv)
+        except UserError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return EXIT_USER_ERROR
+        except KeyboardInterrupt:
+            print("stopped.", file=sys.stderr)
+            return EXIT_INTERRUPTED
+
+    define_flags()
+    app.run(guarded, flags_parser=_parse_flags)
