@@ -1,0 +1,259 @@
+"""Linear probes on frozen features: the published SVM, and a logistic probe that streams.
+
+Targets are either class numbers, int (R,), one class per row; or bool (R, C), any number of classes
+per row, each of which then is its own yes-or-no question.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+import warnings
+from collections.abc import Iterator
+
+import numpy as np
+
+from common.errors import UserError
+
+CHUNK_ROWS = 8192  # rows of features held in memory at once by whatever streams them
+
+# Dense float64 copies that scaling and the SVM solver make of the training features.
+_SVM_COPIES = 3
+
+
+@dataclasses.dataclass(frozen=True)
+class LinearProbe:
+    """A linear map on standardised features: ``((x - mean) / scale) @ weights + bias``."""
+
+    mean_D: np.ndarray
+    scale_D: np.ndarray
+    weights_DC: np.ndarray
+    bias_C: np.ndarray
+    notes: tuple[str, ...] = ()  # what a reader of the numbers has to know
+
+    def scores(self, features_RD: np.ndarray) -> np.ndarray:
+        """Returns decision values, float32 (R, C), reading the features a chunk at a time."""
+        scores_RC = np.empty((len(features_RD), len(self.bias_C)), np.float32)
+        for rows in _chunks(len(features_RD)):
+            standard_RD = (np.asarray(features_RD[rows], np.float64) - self.mean_D) / self.scale_D
+            scores_RC[rows] = standard_RD @ self.weights_DC + self.bias_C
+        return scores_RC
+
+
+def fit_svm(
+    features_RD: np.ndarray,
+    targets: np.ndarray,
+    num_classes: int,
+    C: float = 1e-4,
+    seed: int = 0,
+    max_iter: int = 1000,
+) -> LinearProbe:
+    """Fits the linear SVM of BraVe's published evaluation: squared hinge, one against the rest.
+
+    Features are standardised with the training rows' mean and deviation, then given to
+    scikit-learn's ``LinearSVC`` with its defaults (`C` = 1e-4 is behind every published number).
+    Everything is held in memory; see `fit_logistic` for features that do not fit.
+
+    Args:
+        features_RD: float32 (R, D).
+        targets: see the module.
+        num_classes: classes that scores are returned for. One that no row has scores lowest.
+        C: inverse strength of the regularisation.
+        seed: for the solver's order of coordinates.
+        max_iter: passes of the solver.
+
+    Raises:
+        UserError: there are fewer than two classes, or memory is too small.
+    """
+    from sklearn import exceptions
+    from sklearn.preprocessing import StandardScaler
+    from sklearn.svm import LinearSVC
+
+    present = _present_classes(targets)
+    _check_memory(features_RD)
+    scaler = StandardScaler()
+    standard_RD = scaler.fit_transform(np.asarray(features_RD, np.float64))
+
+    def solve(targets_R: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        solver = LinearSVC(C=C, random_state=seed, max_iter=max_iter).fit(standard_RD, targets_R)
+        return solver.coef_.T, solver.intercept_
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", exceptions.ConvergenceWarning)
+        if targets.ndim == 1 and len(present) > 2:
+            weights_DK, bias_K = solve(targets)
+        elif targets.ndim == 1:  # liblinear answers two classes with one value, for the second
+            weights_D1, bias_1 = solve(targets)
+            weights_DK = np.concatenate([-weights_D1, weights_D1], axis=1)
+            bias_K = np.concatenate([-bias_1, bias_1])
+        else:
+            solved = [solve(targets[:, c]) for c in present]
+            weights_DK = np.concatenate([w for w, _ in solved], axis=1)
+            bias_K = np.concatenate([b for _, b in solved])
+    short = any(issubclass(w.category, exceptions.ConvergenceWarning) for w in caught)
+    notes = (f"the SVM solver stopped after {max_iter} passes, before convergence",) * short
+    weights_DC, bias_C = _spread(weights_DK, bias_K, present, num_classes)
+    return LinearProbe(scaler.mean_, scaler.scale_, weights_DC, bias_C, notes)
+
+
+def fit_logistic(
+    features_RD: np.ndarray,
+    targets: np.ndarray,
+    num_classes: int,
+    C: float = 1e-2,
+    seed: int = 0,
+    epochs: int = 100,
+    batch_size: int = 4096,
+    learning_rate: float = 0.02,
+) -> LinearProbe:
+    """Fits logistic regression in minibatches: memory does not grow with the number of rows.
+
+    The objective is scikit-learn's ``LogisticRegression``: the summed cross-entropy (softmax for
+    class numbers, one sigmoid per class for bool targets) plus half the squared weights over `C`,
+    the bias free; on standardised features, by Adam with the learning rate falling to zero along a
+    cosine. Rows are drawn in a new order every epoch, read from `features_RD`, which is meant to be
+    a memory-mapped file: a row is a page or two, so random reads cost no more than ordered ones.
+
+    Args:
+        features_RD: float32 (R, D), in memory or memory-mapped.
+        targets: see the module.
+        num_classes: classes that scores are returned for.
+        C: inverse strength of the regularisation.
+        seed: of the order of rows.
+        epochs: passes over the rows; at least 500 steps are made.
+        batch_size: rows per step.
+        learning_rate: Adam's, at the start.
+
+    Raises:
+        UserError: there are fewer than two classes.
+    """
+    import jax
+    import jax.numpy as jnp
+    import optax
+
+    present = _present_classes(targets)
+    num_rows, dim = features_RD.shape
+    batch_size = min(batch_size, num_rows)
+    mean_D, scale_D = standardisation(features_RD)
+    steps = max(500, epochs * -(-num_rows // batch_size))
+    optimizer = optax.adam(optax.cosine_decay_schedule(learning_rate, steps))
+    single = targets.ndim == 1
+    class_targets = np.searchsorted(present, targets) if single else targets[:, present]
+
+    def loss(params, x_BD, y):
+        logits_BK = x_BD @ params["weights"] + params["bias"]
+        if single:
+            data = optax.softmax_cross_entropy_with_integer_labels(logits_BK, y).mean()
+        else:
+            data = optax.sigmoid_binary_cross_entropy(logits_BK, y).sum(axis=1).mean()
+        return data + 0.5 * jnp.sum(params["weights"] ** 2) / (C * num_rows)
+
+    @jax.jit
+    def update(params, opt_state, x_BD, y):
+        updates, opt_state = optimizer.update(jax.grad(loss)(params, x_BD, y), opt_state)
+        return optax.apply_updates(params, updates), opt_state
+
+    params = {"weights": jnp.zeros((dim, len(present))), "bias": jnp.zeros(len(present))}
+    opt_state = optimizer.init(params)
+    for rows in _minibatches(num_rows, batch_size, steps, seed):
+        x_BD = (np.asarray(features_RD[rows]) - mean_D) / scale_D
+        y = class_targets[rows] if single else class_targets[rows].astype(np.float32)
+        params, opt_state = update(params, opt_state, x_BD.astype(np.float32), y)
+    weights_DC, bias_C = _spread(
+        np.asarray(params["weights"], np.float64),
+        np.asarray(params["bias"], np.float64),
+        present,
+        num_classes,
+    )
+    return LinearProbe(mean_D, scale_D, weights_DC, bias_C)
+
+
+def standardisation(features_RD: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Returns mean and standard deviation per column, float64 (D,), in two passes over the rows.
+
+    A column that never varies gets deviation 1, as in scikit-learn's ``StandardScaler``.
+    """
+    num_rows, dim = features_RD.shape
+    mean_D = np.zeros(dim)
+    for rows in _chunks(num_rows):
+        mean_D += np.asarray(features_RD[rows], np.float64).sum(axis=0) / num_rows
+    variance_D = np.zeros(dim)
+    for rows in _chunks(num_rows):
+        centred_RD = np.asarray(features_RD[rows], np.float64) - mean_D
+        variance_D += (centred_RD**2).sum(axis=0) / num_rows
+    # Rounding leaves a constant column with a tiny deviation, by which it must not be divided.
+    still_D = variance_D <= (10 * np.finfo(np.float64).eps * np.abs(mean_D)) ** 2
+    return mean_D, np.where(still_D, 1.0, np.sqrt(variance_D))
+
+
+def mean_per_video(scores_RC: np.ndarray, starts_N: np.ndarray) -> np.ndarray:
+    """Averages the rows of each video, float64 (N, C); a video's rows follow one another.
+
+    Args:
+        scores_RC: decision values of all rows.
+        starts_N: the first row of each video, increasing; no video is without rows.
+    """
+    counts_N = np.diff(np.append(starts_N, len(scores_RC)))
+    return np.add.reduceat(scores_RC.astype(np.float64), starts_N, axis=0) / counts_N[:, None]
+
+
+def _present_classes(targets: np.ndarray) -> np.ndarray:
+    """Returns the classes that can be learned: those that some rows have and others have not."""
+    if targets.ndim == 1:
+        present = np.unique(targets)
+        if len(present) < 2:
+            raise UserError(
+                f"The training split holds {len(present)} class; a probe needs at least two. "
+                "Check the labels of --train."
+            )
+        return present
+    present = np.flatnonzero(targets.any(axis=0) & ~targets.all(axis=0))
+    if not len(present):
+        raise UserError(
+            "No label in the training split is on some videos and off others, so there is nothing "
+            "to learn. Check the labels of --train."
+        )
+    return present
+
+
+def _spread(
+    weights_DK: np.ndarray, bias_K: np.ndarray, present: np.ndarray, num_classes: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Places the learned classes among all; the others score below every learned one."""
+    weights_DC = np.zeros((len(weights_DK), num_classes))
+    bias_C = np.full(num_classes, -np.inf)
+    weights_DC[:, present] = weights_DK
+    bias_C[present] = bias_K
+    return weights_DC, bias_C
+
+
+def _minibatches(num_rows: int, batch_size: int, steps: int, seed: int) -> Iterator[np.ndarray]:
+    """Yields row numbers for each step: every epoch a new order, its short tail left out."""
+    per_epoch = num_rows // batch_size
+    for step in range(steps):
+        epoch, part = divmod(step, per_epoch)
+        if part == 0:
+            order = np.random.default_rng([seed, epoch]).permutation(num_rows)
+        # In order of the file, which the page cache likes; a batch is a set.
+        yield np.sort(order[part * batch_size : (part + 1) * batch_size])
+
+
+def _chunks(num_rows: int) -> Iterator[slice]:
+    for start in range(0, num_rows, CHUNK_ROWS):
+        yield slice(start, min(start + CHUNK_ROWS, num_rows))
+
+
+def _check_memory(features_RD: np.ndarray) -> None:
+    """Raises before the machine starts swapping, where the system says how much is free."""
+    try:
+        lines = pathlib.Path("/proc/meminfo").read_text().splitlines()
+    except OSError:  # not every system can say
+        return
+    free = next(int(x.split()[1]) * 1024 for x in lines if x.startswith("MemAvailable"))
+    needed = features_RD.size * 8 * _SVM_COPIES
+    if needed > free:
+        raise UserError(
+            f"The SVM would need about {needed / 2**30:.1f} GiB for {len(features_RD)} rows of "
+            f"{features_RD.shape[1]} features and {free / 2**30:.1f} GiB are free. Use "
+            "--probe=logistic, which streams them from disk."
+        )
