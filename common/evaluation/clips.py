@@ -1,0 +1,159 @@
+"""Cuts the clips that an evaluation or an exported bundle embeds, deterministically, in NumPy.
+
+Records and video files come through the same functions, so a bundle sees exactly what evaluation
+saw. The arithmetic is that of BraVe's published evaluation (github.com/google-deepmind/brave), which
+runs in TensorFlow; it is not needed here.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from common.evaluation.protocols import RESIZE_DENOMINATOR, RESIZE_NUMERATOR, Protocol
+from common.method import AudioInput, VideoInput
+
+
+def starts(length: int, needed: int, count: int) -> np.ndarray:
+    """Returns where `count` windows of `needed` out of `length` begin, int64 (count,).
+
+    Evenly spaced from the first to the last possible place, rounded down; a single window lies in
+    the middle (the published code never takes a single one in time, and centres it in space).
+    """
+    if count == 1:
+        return np.array([(length - needed) // 2])
+    return np.linspace(0, length - needed, count).astype(np.int64)
+
+
+def frame_indices(
+    num_stored: int, stored_rate: float, inputs: VideoInput, num_clips: int
+) -> np.ndarray:
+    """Returns which stored frames make up each clip, int64 (num_clips, T).
+
+    Frames are counted at the encoder's rate; from a video of another rate, the stored frame shown
+    at that time is taken. A video shorter than a clip is repeated as a whole until it is long
+    enough.
+
+    Args:
+        num_stored: frames of the video, at least 1.
+        stored_rate: frames per second of the video.
+        inputs: what the encoder takes.
+        num_clips: how many clips.
+    """
+    length = max(1, int(num_stored * inputs.frame_rate / stored_rate + 1e-6))
+    span = (inputs.num_frames - 1) * inputs.stride + 1
+    repeated = length * -(-span // length) if length < span else length
+    begin_K = starts(repeated, span, num_clips)
+    at_KT = begin_K[:, None] + inputs.stride * np.arange(inputs.num_frames)
+    stored_KT = np.floor((at_KT % length) * (stored_rate / inputs.frame_rate) + 1e-6)
+    return np.minimum(stored_KT.astype(np.int64), num_stored - 1)
+
+
+def video_clips(
+    frame: Callable[[int], np.ndarray],
+    num_stored: int,
+    stored_rate: float,
+    inputs: VideoInput,
+    protocol: Protocol,
+) -> np.ndarray:
+    """Cuts a video's clips, uint8 (clips * crops, T, S, S, 3), the crops of a clip together.
+
+    Args:
+        frame: returns a stored frame by number, uint8 (H, W, 3); asked once per frame needed.
+        num_stored: how many frames there are.
+        stored_rate: frames per second.
+        inputs: what the encoder takes under the protocol (`Protocol.inputs`).
+        protocol: how many clips and crops.
+    """
+    indices_KT = frame_indices(num_stored, stored_rate, inputs, protocol.test_clips)
+    used, place_KT = np.unique(indices_KT, return_inverse=True)
+    place_KT = place_KT.reshape(indices_KT.shape)
+    short_side = inputs.size * RESIZE_NUMERATOR // RESIZE_DENOMINATOR
+    crops = []
+    for index in used:
+        image_HWC = resize_short_side(frame(int(index)), short_side)
+        crops.append(square_crops(image_HWC, inputs.size, protocol.test_crops))
+    crops_NJSSC = np.stack(crops)
+    clips_KJTSSC = np.moveaxis(crops_NJSSC[place_KT], 1, 2)
+    return np.ascontiguousarray(clips_KJTSSC.reshape(-1, *clips_KJTSSC.shape[2:]))
+
+
+def square_crops(image_HWC: np.ndarray, size: int, count: int) -> list[np.ndarray]:
+    """Returns `count` square crops, their top and left edges advancing together."""
+    height, width, _ = image_HWC.shape
+    corners = zip(starts(height, size, count), starts(width, size, count), strict=True)
+    return [image_HWC[top : top + size, left : left + size] for top, left in corners]
+
+
+def resize_short_side(image_HWC: np.ndarray, short_side: int) -> np.ndarray:
+    """Resizes a uint8 image so that its shorter side is `short_side`, the longer rounded down."""
+    height, width, _ = image_HWC.shape
+    shorter = min(height, width)
+    new_height, new_width = height * short_side // shorter, width * short_side // shorter
+    if (new_height, new_width) == (height, width):
+        return image_HWC
+    return resize_bilinear(image_HWC, new_height, new_width).astype(np.uint8)  # truncates
+
+
+def resize_bilinear(image_HWC: np.ndarray, new_height: int, new_width: int) -> np.ndarray:
+    """Resizes with half-pixel centres and no antialiasing, to float32, as ``tf.image.resize``."""
+    height, width, _ = image_HWC.shape
+    top, bottom, down = _neighbours(height, new_height)
+    left, right, across = _neighbours(width, new_width)
+    across = across[:, None]
+
+    def along_width(rows: np.ndarray) -> np.ndarray:
+        rows_HWC = image_HWC[rows].astype(np.float32)
+        left_HWC = rows_HWC[:, left]
+        return left_HWC + (rows_HWC[:, right] - left_HWC) * across
+
+    upper_HWC = along_width(top)
+    return upper_HWC + (along_width(bottom) - upper_HWC) * down[:, None, None]
+
+
+def _neighbours(size: int, new_size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Returns for each new pixel the two old ones it lies between, and how far along."""
+    scale = np.float32(size) / np.float32(new_size)
+    at = (np.arange(new_size, dtype=np.float32) + np.float32(0.5)) * scale - np.float32(0.5)
+    below = np.floor(at)
+    lower = np.maximum(below, 0).astype(np.int64)
+    upper = np.minimum(np.ceil(at), size - 1).astype(np.int64)
+    return lower, upper, at - below
+
+
+def decode_image(encoded: bytes) -> np.ndarray:
+    """Decodes a JPEG or PNG to uint8 (H, W, 3).
+
+    Raises:
+        ValueError: it is no whole image. (OpenCV would fill the missing part with grey.)
+    """
+    from PIL import Image
+
+    try:
+        with Image.open(io.BytesIO(encoded)) as image:
+            return np.asarray(image.convert("RGB"))
+    except (OSError, SyntaxError) as error:  # Pillow raises SyntaxError for broken PNG chunks
+        raise ValueError(f"a frame cannot be decoded: {error}") from error
+
+
+def encoded_frames(frames: Sequence[bytes]) -> Callable[[int], np.ndarray]:
+    """Returns a function that decodes one of the stored frames."""
+    return lambda index: decode_image(frames[index])
+
+
+def audio_clips(waveform_N: np.ndarray, inputs: AudioInput, protocol: Protocol) -> np.ndarray:
+    """Cuts a sound's windows, (clips, num_samples), in the dtype of the waveform.
+
+    A sound shorter than a window is repeated as a whole until it is long enough.
+
+    Args:
+        waveform_N: mono, at the encoder's sample rate, at least one sample.
+        inputs: what the encoder takes.
+        protocol: how many clips.
+    """
+    length, needed = len(waveform_N), inputs.num_samples
+    repeated = length * -(-needed // length) if length < needed else length
+    begin_K = starts(repeated, needed, protocol.test_clips)
+    return waveform_N[(begin_K[:, None] + np.arange(needed)) % length]
