@@ -1,8 +1,8 @@
 """Cuts the clips that an evaluation or an exported bundle embeds, deterministically, in NumPy.
 
 Records and video files come through the same functions, so a bundle sees exactly what evaluation
-saw. The arithmetic is that of BraVe's published evaluation (github.com/google-deepmind/brave), which
-runs in TensorFlow; it is not needed here.
+saw. The arithmetic is that of BraVe's published evaluation (github.com/google-deepmind/brave), but
+for the TensorFlow, which is not needed here.
 """
 
 from __future__ import annotations

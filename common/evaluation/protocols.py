@@ -1,7 +1,7 @@
 """Which clips of a video stand for it in an evaluation, by name.
 
-A protocol is independent of the encoder: the encoder says how many frames of which size it takes at
-which rate, the protocol how many clips are cut, where, and how they are varied for training a probe.
+A protocol is independent of the encoder: the encoder says how many frames of which size it takes
+at which rate, the protocol how many clips are cut, where, and how they vary for training a probe.
 """
 
 from __future__ import annotations
