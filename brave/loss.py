@@ -1,0 +1,58 @@
+"""BraVe's objective: each view predicts the projection of the other (arXiv:2103.16559, eq. 1-3)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import jax
+import jax.numpy as jnp
+
+MIN_NORM = 1e-5
+
+
+def brave_loss(
+    embeddings: Mapping[str, jax.Array], views: Sequence[str]
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """Mean over all terms: broad predicts narrow and narrow predicts broad, for each broad view.
+
+    The paper writes a sum; the published code takes the mean, so that another broad view does not
+    raise the scale, and so do we. Targets are projections behind a stop-gradient.
+
+    Args:
+        embeddings: for each view v projections ``z_<v>``, ``z_narrow_<v>`` and predictions
+            ``h_<v>``, ``h_narrow_<v>``, all (B, D).
+        views: names of the broad views.
+
+    Returns:
+        The loss, and metrics ``loss``, ``loss_b_to_n_<v>``, ``loss_n_to_b_<v>``: scalars of at
+        least float32. Every term lies in [0, 2] and is about 1 for unrelated directions.
+    """
+    terms = {}
+    for view in views:
+        z_broad, z_narrow = embeddings[f"z_{view}"], embeddings[f"z_narrow_{view}"]
+        h_broad, h_narrow = embeddings[f"h_{view}"], embeddings[f"h_narrow_{view}"]
+        stop = jax.lax.stop_gradient
+        terms[f"loss_b_to_n_{view}"] = regression_loss(h_broad, stop(z_narrow))
+        terms[f"loss_n_to_b_{view}"] = regression_loss(h_narrow, stop(z_broad))
+    loss = sum(terms.values()) / len(terms)
+    return loss, {"loss": loss, **terms}
+
+
+def regression_loss(x_BD: jax.Array, y_BD: jax.Array) -> jax.Array:
+    """Half the squared distance of the normalised rows, averaged over rows: 1 - cosine.
+
+    Norms are floored at 1e-5, so rows of zeros have a finite loss and gradient.
+    """
+    difference_BD = _normalise(x_BD) - _normalise(y_BD)
+    return 0.5 * jnp.square(difference_BD).sum(-1).mean()
+
+
+def _normalise(x_BD: jax.Array) -> jax.Array:
+    """Rows divided by their norm, or by the floor where the norm is below it."""
+    x_BD = x_BD.astype(jnp.promote_types(x_BD.dtype, jnp.float32))
+    square_B1 = jnp.square(x_BD).sum(-1, keepdims=True)
+    small_B1 = square_B1 <= MIN_NORM**2
+    # The inner where keeps the gradient of the square root finite at zero: a branch that is not
+    # taken still multiplies its gradient by 0, and 0 * inf is not a number.
+    norm_B1 = jnp.where(small_B1, MIN_NORM, jnp.sqrt(jnp.where(small_B1, 1.0, square_B1)))
+    return x_BD / norm_B1

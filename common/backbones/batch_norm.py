@@ -1,0 +1,66 @@
+"""Batch normalisation whose running statistics are unbiased from the first step on."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+
+class BatchNorm(nnx.Module):
+    """Normalises the last axis over all others (Ioffe and Szegedy, 2015, arXiv:1502.03167).
+
+    The running statistics are zero-debiased averages as Haiku keeps them: after c updates they are
+    the weighted mean of exactly those c batches, free of the initial value. Haiku stores the biased
+    sum as well (`hidden`); it is mean * (1 - decay^c), so `count` says the same in one integer.
+
+    Statistics span the whole array: those of a batch that is sharded over devices under ``jax.jit``
+    are those of the global batch. They are computed in float32, or float64 for float64 inputs.
+
+    ``model.train()`` and ``model.eval()`` toggle `use_running_average`.
+    """
+
+    def __init__(
+        self,
+        num_features: int,
+        *,
+        decay: float = 0.9,
+        eps: float = 1e-5,
+        dtype: jnp.dtype | None = None,
+    ):
+        self.decay = decay
+        self.eps = eps
+        self.dtype = dtype
+        self.use_running_average = False
+        self.scale = nnx.Param(jnp.ones(num_features, jnp.float32))
+        self.offset = nnx.Param(jnp.zeros(num_features, jnp.float32))
+        # Mean 0 and variance 1 make an untrained network usable in evaluation mode; the first
+        # update replaces them whole. (Haiku starts at variance 0, which divides by sqrt(eps).)
+        self.mean = nnx.BatchStat(jnp.zeros(num_features, jnp.float32))
+        self.var = nnx.BatchStat(jnp.ones(num_features, jnp.float32))
+        self.count = nnx.BatchStat(jnp.zeros((), jnp.int32))
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Normalises x of shape (..., C); returns the same shape in the compute dtype."""
+        dtype = self.dtype or x.dtype
+        x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+        if self.use_running_average:
+            mean, var = self.mean[...], self.var[...]
+        else:
+            axes = tuple(range(x.ndim - 1))
+            mean = x.mean(axes)
+            # One pass over x. Rounding can leave a tiny negative value where x is constant.
+            var = jnp.maximum(jnp.square(x).mean(axes) - jnp.square(mean), 0)
+            self._update(jax.lax.stop_gradient(mean), jax.lax.stop_gradient(var))
+        factor = self.scale[...] * jax.lax.rsqrt(var + self.eps)
+        return ((x - mean) * factor + self.offset[...]).astype(dtype)
+
+    def _update(self, mean: jax.Array, var: jax.Array) -> None:
+        """Takes one batch into the running statistics."""
+        decay = jnp.asarray(self.decay, mean.dtype)
+        old_weight = decay * (1 - decay ** self.count[...])
+        total = 1 - decay ** (self.count[...] + 1)
+        for running, value in ((self.mean, mean), (self.var, var)):
+            average = (old_weight * running[...] + (1 - decay) * value) / total
+            running[...] = average.astype(running[...].dtype)
+        self.count[...] = self.count[...] + 1

@@ -1,0 +1,151 @@
+"""The pre-activation bottleneck ResNet that the video and the audio network have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from common.backbones.batch_norm import BatchNorm
+from common.backbones.initializers import truncated_fan_in
+
+Shift = Callable[[jax.Array], jax.Array]
+
+
+def _identity(x: jax.Array) -> jax.Array:
+    return x
+
+
+def _conv(in_channels: int, out_channels: int, size: int, stride: int, dtype, rngs) -> nnx.Conv:
+    # Padding is XLA's "SAME": at stride 2 the extra pixel is at the bottom and right, unlike the
+    # symmetric padding of PyTorch's ResNets.
+    return nnx.Conv(
+        in_channels,
+        out_channels,
+        (size, size),
+        (stride, stride),
+        padding="SAME",
+        use_bias=False,
+        kernel_init=truncated_fan_in,
+        dtype=dtype,
+        rngs=rngs,
+    )
+
+
+class Bottleneck(nnx.Module):
+    """Residual block of ResNet v2 (He et al., 2016, arXiv:1603.05027), stride on the 3x3.
+
+    The shortcut of a block that changes the shape reads the activation *before* the shift.
+    """
+
+    def __init__(
+        self, in_channels: int, out_channels: int, stride: int, project: bool, *, dtype, rngs
+    ):
+        inner = out_channels // 4
+        self.shortcut_conv = (
+            _conv(in_channels, out_channels, 1, stride, dtype, rngs) if project else None
+        )
+        self.norm_0 = BatchNorm(in_channels, dtype=dtype)
+        self.conv_0 = _conv(in_channels, inner, 1, 1, dtype, rngs)
+        self.norm_1 = BatchNorm(inner, dtype=dtype)
+        self.conv_1 = _conv(inner, inner, 3, stride, dtype, rngs)
+        self.norm_2 = BatchNorm(inner, dtype=dtype)
+        self.conv_2 = _conv(inner, out_channels, 1, 1, dtype, rngs)
+
+    def __call__(self, x_NHWC: jax.Array, shift: Shift = _identity) -> jax.Array:
+        """Maps (N, H, W, C) to (N, H/stride, W/stride, C'); `shift` acts on conv_0's input."""
+        pre = nnx.relu(self.norm_0(x_NHWC))
+        shortcut = x_NHWC if self.shortcut_conv is None else self.shortcut_conv(pre)
+        x = self.conv_0(shift(pre))
+        x = self.conv_1(nnx.relu(self.norm_1(x)))
+        x = self.conv_2(nnx.relu(self.norm_2(x)))
+        return shortcut + x
+
+
+def rematerialised(block: Bottleneck, x_NHWC: jax.Array, shift: Shift) -> jax.Array:
+    """Calls `block`, keeping only its input for the backward pass, which computes it again.
+
+    The running statistics that the block updates leave the recomputed region as outputs, so they
+    are updated once, as without rematerialisation.
+    """
+    graphdef, parameters, rest = nnx.split(block, nnx.Param, ...)
+
+    @jax.checkpoint
+    def pure(parameters, rest, x_NHWC):
+        block = nnx.merge(graphdef, parameters, rest)
+        y_NHWC = block(x_NHWC, shift)
+        return y_NHWC, nnx.split(block, nnx.Param, ...)[2]
+
+    y_NHWC, rest = pure(parameters, rest, x_NHWC)
+    nnx.update(block, rest)
+    return y_NHWC
+
+
+class BottleneckResNet(nnx.Module):
+    """ResNet v2 trunk on images: stem, units of bottlenecks, final norm and ReLU.
+
+    Args:
+        in_channels: of the images.
+        blocks: residual blocks in each unit; (3, 4, 6, 3) is ResNet-50. Units put out 256, 512,
+            1024, ... channels times `width`; all but the first halve the resolution.
+        width: multiplies every channel count; fractions are rounded to whole fours.
+        dtype: compute dtype; None follows inputs and parameters.
+        remat: recompute each block in the backward pass instead of storing its activations.
+        rngs: source of the initial weights.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        blocks: Sequence[int],
+        width: float,
+        *,
+        dtype: jnp.dtype | None,
+        remat: bool,
+        rngs: nnx.Rngs,
+    ):
+        self.remat = remat
+        channels = _channels(64, width)
+        self.stem = _conv(in_channels, channels, 7, 2, dtype, rngs)
+        units = []
+        for index, count in enumerate(blocks):
+            unit = []
+            out_channels = _channels(256 * 2**index, width)
+            for block in range(count):
+                stride = 2 if block == 0 and index > 0 else 1
+                unit.append(
+                    Bottleneck(channels, out_channels, stride, block == 0, dtype=dtype, rngs=rngs)
+                )
+                channels = out_channels
+            units.append(nnx.List(unit))
+        self.units = nnx.List(units)
+        self.norm = BatchNorm(channels, dtype=dtype)
+        self.num_features = channels
+
+    def endpoints(self, images_NHWC: jax.Array, shift: Shift = _identity) -> dict[str, jax.Array]:
+        """Feature maps (N, h, w, C) by name: "stem", "unit_0", ..., "last" (normalised, rectified).
+
+        There is no norm between stem and pool; the pool pads with minus infinity.
+        """
+        x = self.stem(images_NHWC)
+        x = nnx.max_pool(x, (3, 3), strides=(2, 2), padding="SAME")
+        found = {"stem": x}
+        for index, unit in enumerate(self.units):
+            for block in unit:
+                x = rematerialised(block, x, shift) if self.remat else block(x, shift)
+            found[f"unit_{index}"] = x
+        found["last"] = nnx.relu(self.norm(x))
+        return found
+
+
+def _channels(base: int, width: float) -> int:
+    """`base` times `width`, rounded to the multiple of four that a bottleneck needs, at least 4."""
+    return max(4, 4 * round(base * width / 4))
+
+
+def spatial_mean(x: jax.Array) -> jax.Array:
+    """Mean over every axis but the first and the last, in at least float32."""
+    x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    return x.mean(tuple(range(1, x.ndim - 1)))
