@@ -203,11 +203,11 @@ def claim(config: ConfigDict, workdir: str | os.PathLike[str]) -> None:
     """
     path = pathlib.Path(workdir) / FILE_NAME
     if path.exists():
-        differences = _differences(read(workdir), config)
-        if differences:
+        changes = differences(read(workdir), config)
+        if changes:
             raise UserError(
                 f"{workdir} holds a run with another configuration:\n"
-                + "\n".join(f"  config.{line}" for line in differences)
+                + "\n".join(f"  config.{line}" for line in changes)
                 + f"\nUse another --workdir or the same values; if it is meant, edit {path}."
             )
     else:
@@ -218,8 +218,8 @@ def claim(config: ConfigDict, workdir: str | os.PathLike[str]) -> None:
     os.replace(partial, path)
 
 
-def _differences(old: ConfigDict, new: ConfigDict) -> list[str]:
-    """Returns one line per key that differs and matters."""
+def differences(old: ConfigDict, new: ConfigDict) -> list[str]:
+    """Returns one line per key that differs and matters to the run that began with ``old``."""
     before, after = flatten(old), flatten(from_json(to_json(new)))
     allowed = set(HARMLESS)
     if after["optimizer.schedule"] != "cosine":

@@ -44,7 +44,7 @@ class _Formatter(logging.Formatter):
         return f"{time} {record.levelname.lower()}: {message}"
 
 
-def _set_up_logging() -> None:
+def set_up_logging() -> None:
     """Lets our modules speak from INFO up and libraries from WARNING up, on stderr."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_Formatter())
@@ -79,7 +79,7 @@ def run(main: Callable[[list[str]], int | None], define_flags: Callable[[], None
     """
 
     def guarded(argv: list[str]) -> int | None:
-        _set_up_logging()
+        set_up_logging()
         try:
             return main(argv)
         except UserError as error:

@@ -1,0 +1,127 @@
+"""Where a run's time goes: parts of the step, speed, utilisation, time left."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator
+
+PARTS = ("data", "device", "save", "evaluate")
+
+# Dense bfloat16 peak per JAX device in FLOP/s, by the beginning of its `device_kind`; the longest
+# match counts. TPU: cloud.google.com/tpu/docs (a v2 or v3 device is one of a chip's two cores).
+# NVIDIA: the data sheets of the products, without sparsity; where they give only a float16 peak
+# (V100, T4), that.
+PEAK_FLOPS = {
+    "TPU v2": 22.5e12,
+    "TPU v3": 61.5e12,
+    "TPU v4": 275e12,
+    "TPU v5 lite": 197e12,
+    "TPU v5e": 197e12,
+    "TPU v5": 459e12,
+    "TPU v5p": 459e12,
+    "TPU v6 lite": 918e12,
+    "TPU v6e": 918e12,
+    "TPU7x": 2307e12,
+    "NVIDIA A10": 125e12,
+    "NVIDIA A100": 312e12,
+    "NVIDIA B200": 2250e12,
+    "NVIDIA GeForce RTX 4090": 165.2e12,
+    "NVIDIA H100 80GB HBM3": 989.4e12,
+    "NVIDIA H100 PCIe": 756e12,
+    "NVIDIA H200": 989.4e12,
+    "NVIDIA L4": 121e12,
+    "NVIDIA L40S": 362e12,
+    "Tesla T4": 65e12,
+    "Tesla V100": 125e12,
+}
+
+
+def peak_flops(device_kind: str) -> float | None:
+    """Returns the dense bfloat16 peak of one device in FLOP/s; None where it is not known."""
+    known = [name for name in PEAK_FLOPS if device_kind == name or _starts(device_kind, name)]
+    return PEAK_FLOPS[max(known, key=len)] if known else None
+
+
+def _starts(kind: str, name: str) -> bool:
+    """Whether ``kind`` is ``name`` with a suffix: "A100-SXM4-40GB" is an A100, no A10."""
+    return kind.startswith(name) and not kind[len(name)].isalnum()
+
+
+class Clock:
+    """Adds up the seconds of each part of the step; the host's view, so waits count as such.
+
+    "data" is waiting for a batch, "device" dispatching the step and waiting for the step before,
+    "save" handing the state to the writer of checkpoints, "evaluate" evaluation.
+    """
+
+    def __init__(
+        self,
+        steps: int,
+        batch_size: int,
+        step_flops: float | None = None,
+        peak: float | None = None,
+        now: Callable[[], float] = time.perf_counter,
+    ):
+        """Starts.
+
+        Args:
+            steps: steps this process is going to do.
+            batch_size: clips per step.
+            step_flops: FLOPs of one step on one device.
+            peak: FLOP/s one device can do at most.
+            now: a clock in seconds.
+        """
+        self._steps, self._batch_size = steps, batch_size
+        self._step_flops, self._peak = step_flops, peak
+        self._now = now
+        self._done = 0
+        self._start = self._lap_start = now()
+        self._lap_done = 0
+        self._seconds = dict.fromkeys(PARTS, 0.0)
+
+    @contextlib.contextmanager
+    def time(self, part: str) -> Iterator[None]:
+        """Counts the time inside the ``with`` block as ``part``."""
+        start = self._now()
+        try:
+            yield
+        finally:
+            self._seconds[part] += self._now() - start
+
+    def tick(self) -> None:
+        """Counts one step as done."""
+        self._done += 1
+
+    def lap(self) -> dict[str, float]:
+        """Returns the metrics of the steps since the last lap; seconds are means per step."""
+        steps = self._done - self._lap_done
+        now = self._now()
+        if steps == 0 or now <= self._lap_start:
+            return {}
+        seconds = (now - self._lap_start) / steps
+        values = {"time/step": seconds, "clips_per_second": self._batch_size / seconds}
+        values |= {f"time/{part}": self._seconds[part] / steps for part in PARTS}
+        if self._step_flops:
+            values["flops_per_second_per_device"] = self._step_flops / seconds
+            if self._peak:
+                values["utilisation"] = self._step_flops / seconds / self._peak
+        self._lap_start, self._lap_done = now, self._done
+        self._seconds = dict.fromkeys(PARTS, 0.0)
+        return values
+
+    def seconds_left(self) -> float | None:
+        """Returns the time left at the mean speed so far; None before the first step."""
+        if self._done == 0:
+            return None
+        return (self._now() - self._start) / self._done * (self._steps - self._done)
+
+
+def show_seconds(seconds: float) -> str:
+    """Returns "1d 02:03:04", "2:03:04" or "3:04"."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    days, hours = divmod(hours, 24)
+    if days:
+        return f"{days}d {hours:02}:{minutes:02}:{rest:02}"
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

@@ -1,0 +1,147 @@
+"""The mesh of devices, and which array lies where on it.
+
+The batch is split over both mesh axes. Parameters are replicated unless a rule "PATTERN=AXIS"
+splits those whose path matches over "fsdp" along one of their axes; whatever mirrors a parameter
+(moments of the optimizer, moving average) lies as the parameter does.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import re
+from typing import Any
+
+import jax
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+from common import state as state_lib
+from common.errors import UserError
+
+AXES = ("data", "fsdp")
+
+_log = logging.getLogger(__name__)
+
+
+def make_mesh(config: Any) -> jax.sharding.Mesh:
+    """Returns the mesh that ``config`` (the whole configuration) asks for, over all devices.
+
+    Raises:
+        UserError: the devices or the batch cannot be divided so.
+    """
+    devices, fsdp, data = jax.device_count(), config.mesh.fsdp, config.mesh.data
+    if fsdp < 1 or devices % fsdp:
+        raise UserError(f"config.mesh.fsdp={fsdp} does not divide the {devices} devices.")
+    data = devices // fsdp if data == -1 else data
+    if data * fsdp != devices:
+        raise UserError(
+            f"config.mesh.data={data} times config.mesh.fsdp={fsdp} is not the number of devices, "
+            f"{devices}; config.mesh.data=-1 takes all."
+        )
+    if config.batch_size % (config.microbatches * devices):
+        raise UserError(
+            f"config.batch_size={config.batch_size} cannot be divided evenly into config."
+            f"microbatches={config.microbatches} on {devices} devices; it must be a multiple of "
+            f"{config.microbatches * devices}."
+        )
+    return jax.make_mesh((data, fsdp), AXES, axis_types=(AxisType.Auto,) * 2)
+
+
+def batch_sharding(mesh: jax.sharding.Mesh) -> NamedSharding:
+    """Returns how a batch lies: its first axis split over all devices."""
+    return NamedSharding(mesh, PartitionSpec(AXES))
+
+
+def replicated(mesh: jax.sharding.Mesh) -> NamedSharding:
+    """Returns the sharding of what every device holds whole."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def _parse_rules(rules: tuple[str, ...]) -> list[tuple[re.Pattern[str], int]]:
+    """Turns "PATTERN=AXIS" texts into compiled patterns and axes."""
+    parsed = []
+    for rule in rules:
+        pattern, equals, axis = rule.rpartition("=")
+        try:
+            if not equals:
+                raise ValueError("there is no '='")
+            parsed.append((re.compile(pattern), int(axis)))
+        except (re.error, ValueError) as error:
+            raise UserError(
+                f"config.mesh.rules: {rule!r} is not of the form PATTERN=AXIS ({error})."
+            ) from None
+    return parsed
+
+
+def parameter_specs(
+    params: Any, mesh: jax.sharding.Mesh, rules: tuple[str, ...]
+) -> dict[str, PartitionSpec]:
+    """Returns the partition of every parameter, by path; the first rule that matches counts.
+
+    Raises:
+        UserError: a rule is malformed, matches no parameter, or names an axis that is not there or
+            cannot be divided.
+    """
+    parsed = _parse_rules(rules)
+    specs, used = {}, set()
+    for path, leaf in state_lib.flatten(params).items():
+        specs[path] = PartitionSpec()
+        for number, (pattern, axis) in enumerate(parsed):
+            if not pattern.fullmatch(path):
+                continue
+            used.add(number)
+            shape, parts = leaf.shape, mesh.shape["fsdp"]
+            if not -len(shape) <= axis < len(shape) or shape[axis] % parts:
+                raise UserError(
+                    f"config.mesh.rules: {rules[number]!r} cannot split {path} of shape {shape} "
+                    f"into {parts} along axis {axis}."
+                )
+            names: list[str | None] = [None] * len(shape)
+            names[axis] = "fsdp"
+            specs[path] = PartitionSpec(*names)
+            break
+    for number, rule in enumerate(rules):
+        if number not in used:
+            raise UserError(
+                f"config.mesh.rules: {rule!r} decides about no parameter; its pattern must match a "
+                f"whole path such as {next(iter(specs))!r}."
+            )
+    return specs
+
+
+def state_shardings(state: Any, mesh: jax.sharding.Mesh, specs: dict[str, PartitionSpec]) -> Any:
+    """Returns the sharding of every leaf of a training state (or of its shapes).
+
+    A leaf lies as the parameter does whose path ends its own and whose shape it has.
+    """
+    shapes = {path: leaf.shape for path, leaf in state_lib.flatten(state.params).items()}
+
+    def of(key_path: tuple[Any, ...], leaf: Any) -> NamedSharding:
+        parts = state_lib.path_of(key_path).split("/")
+        for start in range(len(parts)):
+            path = "/".join(parts[start:])
+            if shapes.get(path) == leaf.shape:
+                return NamedSharding(mesh, specs[path])
+        return replicated(mesh)
+
+    return jax.tree_util.tree_map_with_path(of, state)
+
+
+def table(params: Any, specs: dict[str, PartitionSpec]) -> str:
+    """Returns a table of all parameters: path, shape, type, number, partition."""
+    rows = [("parameter", "shape", "dtype", "number", "split over")]
+    total = 0
+    for path, leaf in state_lib.flatten(params).items():
+        number = math.prod(leaf.shape)
+        total += number
+        split = ", ".join(name or "-" for name in specs[path]) or "(replicated)"
+        rows.append((path, "x".join(map(str, leaf.shape)), str(leaf.dtype), f"{number:,}", split))
+    rows.append(("total", "", "", f"{total:,}", ""))
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return "\n".join(
+        "  ".join(
+            cell.rjust(width) if column == 3 else cell.ljust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    )

@@ -1,0 +1,108 @@
+"""One training step: a pure function from a state and a batch to a state and metrics."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+
+from common import collapse
+from common.method import Batch, Embeddings, Method
+from common.state import TrainState, Tree, merge, split
+
+Metrics = dict[str, jax.Array]
+Step = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
+_Forward = tuple[Tree, Metrics, Embeddings]
+
+
+def example_keys(seed: int, step: jax.Array, batch_size: int) -> jax.Array:
+    """Returns one PRNG key per example, (B,): a function of the seed, the step and its position."""
+    key = jax.random.fold_in(jax.random.key(seed), step)
+    return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, jnp.arange(batch_size))
+
+
+def make_train_step(
+    method: Method,
+    graphdef: nnx.GraphDef,
+    optimizer: optax.GradientTransformation,
+    schedule: optax.Schedule,
+    config: Any,
+) -> Step:
+    """Returns the step of a method, to be jitted.
+
+    With ``config.microbatches`` > 1 the gradient is the mean over parts of the batch that go
+    through the networks one after the other: batch norm and the objective then see one part at a
+    time. Microbatch m of M holds the examples m, m + M, m + 2M, ...: so every device cuts its own
+    share, and what is in a microbatch does not depend on the number of devices.
+
+    A loss or gradient that is not finite leaves the state as it was, clears ``state.finite`` and
+    so stops all later steps from changing anything; the loop, which hears of it one step late,
+    finds the state that the failing step began with.
+    """
+    parts = config.microbatches
+
+    def loss_of(
+        params: Tree, model_state: Tree, batch: Batch, keys_B: jax.Array
+    ) -> tuple[jax.Array, _Forward]:
+        model = merge(graphdef, params, model_state)
+        embeddings = method.embed(model, method.augment(batch, keys_B))
+        loss, metrics = method.objective(embeddings)
+        return loss, (split(model)[1], {**metrics, "loss": loss}, embeddings)
+
+    gradient_of = jax.grad(loss_of, has_aux=True)
+
+    def accumulate(state: TrainState, batch: Batch, keys_B: jax.Array) -> tuple[Tree, _Forward]:
+        """Averages gradients and metrics over microbatches; model variables pass from one on."""
+
+        def part(carry: tuple[Tree, Tree], inputs: tuple[Batch, jax.Array]) -> Any:
+            sums, model_state = carry
+            gradients, (model_state, metrics, embeddings) = gradient_of(
+                state.params, model_state, *inputs
+            )
+            return (jax.tree.map(jnp.add, sums, gradients), model_state), (metrics, embeddings)
+
+        zeros = jax.tree.map(jnp.zeros_like, state.params)
+        cut = jax.tree.map(
+            lambda x: jnp.moveaxis(x.reshape(-1, parts, *x.shape[1:]), 1, 0), (batch, keys_B)
+        )
+        (sums, model_state), (metrics, embeddings) = jax.lax.scan(
+            part, (zeros, state.model_state), cut
+        )
+        joined = {name: e_MBD.reshape(-1, e_MBD.shape[-1]) for name, e_MBD in embeddings.items()}
+        means = {name: values_M.mean() for name, values_M in metrics.items()}
+        return jax.tree.map(lambda g: g / parts, sums), (model_state, means, joined)
+
+    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        batch_size = jax.tree.leaves(batch)[0].shape[0]
+        keys_B = example_keys(config.seed, state.step, batch_size)
+        if parts == 1:
+            gradients, (model_state, metrics, embeddings) = gradient_of(
+                state.params, state.model_state, batch, keys_B
+            )
+        else:
+            gradients, (model_state, metrics, embeddings) = accumulate(state, batch, keys_B)
+        updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        decay = config.ema_decay
+        metrics |= collapse.measure(embeddings)
+        metrics["gradient_norm"] = optax.global_norm(gradients)
+        metrics["parameter_norm"] = optax.global_norm(state.params)
+        metrics["learning_rate"] = schedule(state.step)
+        finite = state.finite & jnp.isfinite(metrics["loss"] + metrics["gradient_norm"])
+        done = TrainState(
+            step=state.step + 1,
+            params=params,
+            model_state=model_state,
+            opt_state=opt_state,
+            ema=optax.incremental_update(params, state.ema, 1 - decay) if decay else None,
+            finite=finite,
+        )
+        kept = TrainState(**{**vars(state), "finite": finite})
+        state = jax.tree.map(lambda new, old: jnp.where(finite, new, old), done, kept)
+        return state, metrics
+
+    return train_step

@@ -1,0 +1,42 @@
+"""Trains a method: ``python -m common.train --config=configs/x.py --workdir=DIR``.
+
+The same command continues a run that was stopped, wherever it was stopped. A value of the
+configuration is changed with ``--config.KEY=VALUE``. Exit status: 0 when the last step is done, 2
+for a mistake that the message explains, 128 + N when signal N stopped the run (its state is saved).
+"""
+
+from __future__ import annotations
+
+import logging
+
+from absl import flags
+
+from common import config as config_lib
+from common import launch
+
+
+def define_flags() -> None:
+    """Defines the command line."""
+    config_lib.define_flag()
+    flags.DEFINE_string("workdir", None, "folder of the run: made, or continued", required=True)
+
+
+def main(argv: list[str]) -> int:
+    """Checks the configuration, then trains."""
+    if len(argv) > 1:
+        raise launch.UserError(f"unexpected argument {argv[1]!r}; options begin with --.")
+    config = config_lib.load()
+    from common import loop, methods
+    from common.data import pipeline
+
+    method = methods.create(config)
+    try:
+        loop.train(method, config, flags.FLAGS.workdir, pipeline.TrainData(config, method.views))
+    except loop.Stopped as stopped:
+        logging.getLogger(__name__).info("%s; the same command continues it.", stopped)
+        return 128 + stopped.signum
+    return 0
+
+
+if __name__ == "__main__":
+    launch.run(main, define_flags)
