@@ -1,0 +1,261 @@
+"""What to ingest: a folder of media files or a table of clips becomes a list of items."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import json
+import math
+import os
+import pathlib
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from common.errors import UserError
+
+VIDEO_SUFFIXES = frozenset(
+    [".3gp", ".avi", ".flv", ".gif", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts"]
+    + [".ogv", ".ts", ".webm", ".wmv"]
+)
+AUDIO_SUFFIXES = frozenset(
+    [".aac", ".aif", ".aiff", ".flac", ".m4a", ".mp3", ".ogg", ".opus", ".wav", ".wma"]
+)
+IMAGE_SUFFIXES = frozenset([".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"])
+TABLE_SUFFIXES = frozenset([".csv", ".json", ".jsonl", ".tsv"])
+
+_PATH_COLUMNS = ("path", "video_path")  # the second is DMVR's
+_LABEL_COLUMNS = ("labels", "label")
+_CAPTION_COLUMNS = ("captions", "caption")
+_LABEL_SEPARATOR = ";"
+
+
+@dataclasses.dataclass(frozen=True)
+class Item:
+    """One clip to make.
+
+    Attributes:
+      id: unique name; the path below the source, with the times where a table gives some.
+      path: absolute path of the media file.
+      name: the path as the source has it, for people.
+      start_s: seconds after the start of the file, or None for its first frame.
+      end_s: seconds after the start of the file, or None for its end.
+      captions: (text, start, end), seconds after the start of the file, NaN where not known.
+      labels: names.
+      problem: why this item cannot be ingested, or "".
+    """
+
+    id: str
+    path: str
+    name: str
+    start_s: float | None = None
+    end_s: float | None = None
+    captions: tuple[tuple[str, float, float], ...] = ()
+    labels: tuple[str, ...] = ()
+    problem: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """The items of a folder or table, and what was passed over."""
+
+    items: list[Item]
+    ignored: dict[str, int]  # number of files by suffix, or of columns by name
+
+
+def read_source(source: str | os.PathLike, labels_from: str = "", label_column: str = "") -> Source:
+    """Lists the clips of a folder (recursively) or of a csv, tsv, json or jsonl table.
+
+    Table columns: ``path`` (relative to the table), and optionally ``id``, ``start`` and ``end``
+    (seconds or h:m:s), ``labels`` (a list, or names separated by ";"), ``captions`` (a text, or a
+    list of texts or of ``{"text", "start", "end"}`` with times in the file).
+
+    Args:
+      source: the folder or table.
+      labels_from: "folder" labels each file with the name of its folder; "" does not.
+      label_column: column of the labels; "" means "labels" or "label".
+
+    Raises:
+      UserError: no such source, no media files, or a table without the needed columns.
+    """
+    path = pathlib.Path(source).expanduser()
+    if path.is_dir():
+        if label_column:
+            raise UserError(f"--label_column is for tables, but {path} is a folder.")
+        found = _read_folder(path, labels_from == "folder")
+    elif path.is_file():
+        if path.suffix.lower() not in TABLE_SUFFIXES:
+            raise UserError(f"--source={path} is neither a folder nor a .csv, .tsv, .json, .jsonl.")
+        found = _read_table(path, labels_from == "folder", label_column)
+    else:
+        raise UserError(f"--source={path}: there is no such folder or table.")
+    if not found.items:
+        raise UserError(f"--source={path} holds no media files; known endings: {_known()}.")
+    return Source(_reject_duplicates(found.items), found.ignored)
+
+
+def _known() -> str:
+    return " ".join(sorted(VIDEO_SUFFIXES | AUDIO_SUFFIXES | IMAGE_SUFFIXES))
+
+
+def _read_folder(root: pathlib.Path, label_by_folder: bool) -> Source:
+    items, ignored = [], {}
+    for folder, folders, names in os.walk(root, followlinks=False):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in sorted(names):
+            path = pathlib.Path(folder, name)
+            suffix = path.suffix.lower()
+            if name.startswith("."):
+                continue
+            if suffix not in VIDEO_SUFFIXES | AUDIO_SUFFIXES | IMAGE_SUFFIXES:
+                ignored[suffix] = ignored.get(suffix, 0) + 1
+                continue
+            relative = _printable(path.relative_to(root).as_posix())
+            labels = (_printable(path.parent.name),) if label_by_folder else ()
+            if label_by_folder and path.parent == root:
+                labels = ()  # a file that lies in no sub-folder has no label
+            items.append(Item(relative, os.path.abspath(path), relative, labels=labels))
+    return Source(items, ignored)
+
+
+def _printable(text: str) -> str:
+    """Replaces bytes of file names that are no UTF-8, so that names can be stored and printed."""
+    return os.fsencode(text).decode(errors="backslashreplace")
+
+
+def _read_table(path: pathlib.Path, label_by_folder: bool, label_column: str) -> Source:
+    rows = _rows(path)
+    columns = sorted({column for row in rows for column in row})
+    path_column = _column(columns, _PATH_COLUMNS)
+    if path_column is None:
+        raise UserError(
+            f"{path} has no column 'path'; its columns are {columns}. Each row needs the path of a "
+            "media file, absolute or relative to the table."
+        )
+    if label_column and label_column not in columns:
+        raise UserError(f"{path} has no column {label_column!r}; its columns are {columns}.")
+    label_column = label_column or _column(columns, _LABEL_COLUMNS) or ""
+    caption_column = _column(columns, _CAPTION_COLUMNS) or ""
+    used = {path_column, label_column, caption_column, "id", "start", "end"}
+    items = []
+    for number, row in enumerate(rows, 1):
+        item = _item(path, number, row, path_column, label_column, caption_column)
+        if label_by_folder:
+            item = dataclasses.replace(item, labels=(pathlib.Path(item.path).parent.name,))
+        items.append(item)
+    return Source(
+        items, {f"column {column}": len(rows) for column in columns if column not in used}
+    )
+
+
+def _column(columns: Iterable[str], wanted: Iterable[str]) -> str | None:
+    return next((name for name in wanted if name in columns), None)
+
+
+def _rows(path: pathlib.Path) -> list[Mapping[str, Any]]:
+    suffix = path.suffix.lower()
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+        if suffix == ".jsonl":
+            rows = [json.loads(line) for line in text.splitlines() if line.strip()]
+        elif suffix == ".json":
+            rows = json.loads(text)
+        else:
+            delimiter = "\t" if suffix == ".tsv" else ","
+            reader = csv.DictReader(text.splitlines(keepends=True), delimiter=delimiter)
+            rows = [{k: v for k, v in row.items() if k is not None} for row in reader]
+    except (UnicodeDecodeError, ValueError, csv.Error) as error:
+        raise UserError(f"{path} cannot be read as {suffix[1:]} in UTF-8: {error}") from error
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        raise UserError(f'{path} must be a list of objects such as {{"path": "a.mp4"}}.')
+    if not rows:
+        raise UserError(f"{path} has no rows.")
+    return rows
+
+
+def _item(
+    table: pathlib.Path,
+    number: int,
+    row: Mapping[str, Any],
+    path_column: str,
+    label_column: str,
+    caption_column: str,
+) -> Item:
+    name = str(row.get(path_column) or "").strip()
+    if not name:
+        return Item(f"row {number}", "", f"row {number}", problem="the row has no path")
+    absolute = os.path.abspath(table.parent / pathlib.Path(name).expanduser())
+    try:
+        start, end = (seconds(row.get(column)) for column in ("start", "end"))
+        if start is not None and start < 0:
+            raise ValueError(f"start {start:g} is before the file begins")
+        if start is not None and end is not None and end <= start:
+            raise ValueError(f"end {end:g} is not after start {start:g}")
+        captions = tuple(_captions(row.get(caption_column)))
+        labels = tuple(_labels(row.get(label_column)))
+    except ValueError as error:
+        return Item(name, absolute, name, problem=f"row {number}: {error}")
+    span = "" if start is None and end is None else f"#{_mark(start)}-{_mark(end)}"
+    identity = str(row.get("id") if row.get("id") is not None else "").strip()
+    return Item(identity or name + span, absolute, name, start, end, captions, labels)
+
+
+def _mark(time: float | None) -> str:
+    return "" if time is None else f"{time:.3f}"
+
+
+def seconds(value: Any) -> float | None:
+    """Returns a time of a table in seconds: a number, "75.5" or "1:15.5"; None when empty.
+
+    Raises:
+      ValueError: not a time.
+    """
+    if value is None or value == "":
+        return None
+    try:
+        parts = [float(part) for part in str(value).split(":")]
+    except ValueError:
+        parts = []
+    if not 1 <= len(parts) <= 3 or not all(map(math.isfinite, parts)):
+        raise ValueError(f"{value!r} is not a time in seconds or h:m:s")
+    total = 0.0
+    for part in parts:
+        total = total * 60 + part
+    return total
+
+
+def _captions(value: Any) -> Iterable[tuple[str, float, float]]:
+    if isinstance(value, str) and value.lstrip().startswith("["):
+        value = json.loads(value)  # how a csv cell holds several
+    if value is None or value == "":
+        return
+    for caption in value if isinstance(value, list) else [value]:
+        if isinstance(caption, Mapping):
+            if "text" not in caption:
+                raise ValueError(f"caption {dict(caption)} has no 'text'")
+            start, end = seconds(caption.get("start")), seconds(caption.get("end"))
+        else:
+            caption, start, end = {"text": caption}, None, None
+        text = str(caption["text"]).strip()
+        if text:
+            yield text, math.nan if start is None else start, math.nan if end is None else end
+
+
+def _labels(value: Any) -> list[str]:
+    if value is None:
+        return []
+    names = value if isinstance(value, list) else str(value).split(_LABEL_SEPARATOR)
+    stripped = [str(name).strip() for name in names]
+    return [name for name in dict.fromkeys(stripped) if name]
+
+
+def _reject_duplicates(items: list[Item]) -> list[Item]:
+    """The first of several items with one id stays, the others are rejected by name."""
+    first: dict[str, Item] = {}
+    checked = []
+    for number, item in enumerate(items, 1):
+        if item.id in first and not item.problem:
+            problem = f"duplicate id {item.id!r} (also of {first[item.id].name})"
+            item = dataclasses.replace(item, id=f"{item.id} (row {number})", problem=problem)
+        first.setdefault(item.id, item)
+        checked.append(item)
+    return checked
