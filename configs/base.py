@@ -22,8 +22,8 @@ def get_config() -> ConfigDict:
     config.model = ConfigDict()  # the method's own keys
 
     config.data = data = ConfigDict()
-    # A source is a folder of record shards, a glob of shards, "tfds:NAME[:SPLIT]" or "fake"; several
-    # are mixed by weight: "/data/a/train@0.7,/data/b/train@0.3".
+    # A source is a folder of record shards, a glob of shards, "tfds:NAME[:SPLIT]" or "fake";
+    # several are mixed by weight: "/data/a/train@0.7,/data/b/train@0.3".
     data.train = ""  # what is trained on
     data.default_frame_rate = 25.0  # frames/s of records that do not say (DMVR, BraVe)
     data.default_audio_rate = 48000  # Hz, of records that do not say
@@ -53,7 +53,9 @@ def get_config() -> ConfigDict:
     # "PATTERN=FACTOR": learning rates of parameters whose path matches, applied last.
     optimizer.lr_multipliers = ()
     optimizer.clip_norm = 0.0  # >0 clips the global gradient norm
-    optimizer.lars_compat = "intended"  # "released": BraVe's inverted masks, multiplier before trust
+    optimizer.lars_compat = (
+        "intended"  # "released": BraVe's inverted masks, multiplier before trust
+    )
 
     config.mesh = mesh = ConfigDict()
     mesh.data = -1  # devices along "data"; -1: all that "fsdp" leaves
@@ -65,5 +67,7 @@ def get_config() -> ConfigDict:
     config.checkpoint_every = 1000  # steps between saves
     config.keep_checkpoints = 3  # newest checkpoints kept
     config.keep_every = 0  # >0: checkpoints at multiples of this are never deleted
-    config.collapse_warning = 0.1  # warn when embeddings use less than this share of their dimensions
+    config.collapse_warning = (
+        0.1  # warn when embeddings use less than this share of their dimensions
+    )
     return config

@@ -17,7 +17,8 @@ def get_config() -> ConfigDict:
     # times, each with its own sample of the clip and (unless shared) its own networks.
     model.broad = ("audio",)
     model.sync = "aligned"  # or "independent": where the narrow view starts relative to the broad
-    model.share_backbone = False  # among views of one modality
+    # Three switches: what the views have in common.
+    model.share_backbone = "none"  # views of one modality: "none", the "broad" ones, or "all"
     model.share_projector = True  # among views of equal feature width
     model.share_predictor = True
     model.projector_hidden = 4096
@@ -65,3 +66,38 @@ def get_config() -> ConfigDict:
     config.optimizer.weight_decay = 1e-2
     config.optimizer.lr_multipliers = (".*predictor.*=10",)
     return config
+
+
+def smoke(config: ConfigDict) -> ConfigDict:
+    """Shrinks any BraVe config to two steps on a CPU with made-up data, keeping its structure."""
+    config.steps = 2
+    config.batch_size = 4
+    config.data.train = "fake"
+    config.compute_dtype = "float32"
+    config.log_every = 1
+    config.checkpoint_every = 2
+    config.optimizer.warmup_steps = 1
+    config.model.projector_hidden = 32
+    config.model.projection_dim = 8
+    for view in (config.model.narrow, config.model.video, config.model.flow):
+        view.blocks = (1, 1, 1, 1)
+        view.width = view.width / 8
+        view.num_frames = 2
+        view.size = 32
+    config.model.audio.blocks = (1, 1, 1, 1)
+    config.model.audio.width = 0.125
+    config.model.audio.num_samples = 6400
+    return config
+
+
+def variant_of(config: ConfigDict, variant: str) -> ConfigDict:
+    """Applies what follows the colon in ``--config=FILE:VARIANT`` and locks the config.
+
+    Raises:
+        ValueError: the variant is neither empty nor "smoke".
+    """
+    if variant == "smoke":
+        config = smoke(config)
+    elif variant:
+        raise ValueError(f'unknown variant {variant!r}: write nothing, or ":smoke"')
+    return config.lock()

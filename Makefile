@@ -1,0 +1,35 @@
+# Two commands do everything on a fresh machine: `make demo` and `make test`.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-quick lint clean
+
+help:  ## what can be made
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+$(INSTALLED): setup.py
+	@echo "Making a virtual environment in $(VENV) (a few minutes the first time)"
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' || \
+	  { echo "Zoetrope needs Python 3.11 to 3.13; name one with PYTHON=..., e.g. make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --upgrade pip
+	@$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	@touch $@
+
+demo: $(INSTALLED)  ## mp4 files to a trained, evaluated, exported model and a report; VIDEOS=folder for your own
+	@$(BIN)/python -m common.demo --output=$(or $(OUTPUT),runs/demo) $(if $(VIDEOS),--videos='$(VIDEOS)')
+
+test: $(INSTALLED)  ## every test
+	@$(BIN)/python -m pytest -q --durations=15
+
+test-quick: $(INSTALLED)  ## the tests that take seconds
+	@$(BIN)/python -m pytest -q -m "not slow"
+
+lint: $(INSTALLED)  ## ruff
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
+
+clean:  ## removes the virtual environment and caches, never your runs
+	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis build dist *.egg-info

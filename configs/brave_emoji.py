@@ -1,0 +1,45 @@
+"""BraVe V<->V in small, for the animated emoji of benchmarks/real_data.py: learns on two CPU cores.
+
+    python -m benchmarks.real_data --output=runs/real_data
+
+fetches the clips, writes their records, trains with this config and evaluates. The clips loop in 2
+to 4 s: the broad view sees 3 s at 4 frames/s, the narrow one 2/3 s at 12, anywhere inside it.
+
+Hardware: 2 CPU cores, no accelerator.
+Reproduces: the rows "real clips" of benchmarks/RESULTS.md.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import brave_base
+
+
+def get_config(variant: str = "") -> ConfigDict:
+    """Returns the config; ``variant="smoke"`` runs two steps on made-up data."""
+    config = brave_base.get_config()
+    config.steps = 1500
+    config.batch_size = 64
+    config.compute_dtype = "float32"
+
+    model = config.model
+    model.broad = ("video",)
+    model.sync = "independent"
+    model.frame_rate = 12.0
+    model.projector_hidden = 512
+    model.projection_dim = 128
+    for view in (model.narrow, model.video):
+        view.blocks = (1, 1, 1, 1)
+        view.width = 0.25
+        view.size = 48
+    model.narrow.num_frames, model.narrow.stride = 8, 1
+    model.video.num_frames, model.video.stride = 12, 3
+
+    config.optimizer.name = "adamw"
+    config.optimizer.learning_rate = 1e-3
+    config.optimizer.warmup_steps = 100
+    config.optimizer.weight_decay = 1e-4
+    config.optimizer.lr_multipliers = ()
+    config.log_every = 50
+    config.checkpoint_every = 250
+    config.keep_checkpoints = 1
+    return brave_base.variant_of(config, variant)
