@@ -1,0 +1,332 @@
+"""From record sets to batches on the devices, in an order that is a function of (seed, step).
+
+TensorFlow's ``tf.data`` only executes: it maps draw numbers to bytes to examples, in parallel and
+in order, and holds nothing worth saving. What cannot be read is left out by name: the draw is
+given to the next of a fixed list of other records, so that the result is the same in every run.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import itertools
+import logging
+import os
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from common.data import fake, sources
+from common.data.order import Order
+from common.data.records import deserialize
+from common.data.shards import BadRecord, RecordSet
+from common.errors import UserError
+
+if TYPE_CHECKING:
+    import tensorflow as tf
+
+    from common.method import Views
+
+SAMPLE_ID = "sample_id"  # int64 (B, 2): number of the source and of the record within it
+_GRACE = 1000  # draws that count at least when the share of bad ones is judged
+_FOREVER = np.iinfo(np.int64).max
+
+_log = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class BadClip:
+    """A clip that was left out: where it is, what it is called and why."""
+
+    shard: str
+    number: int
+    id: str
+    why: str
+
+    def __str__(self) -> str:
+        name = f" ({self.id})" if self.id else ""
+        return f"{self.shard}, record {self.number}{name}: {self.why}"
+
+
+@dataclasses.dataclass
+class BadClips:
+    """What was left out since this process started reading."""
+
+    seen: int = 0  # draws so far
+    count: int = 0  # of them given to another record
+    clips: dict[tuple[int, int], BadClip] = dataclasses.field(default_factory=dict)
+
+    @property
+    def share(self) -> float:
+        """Share of the draws that were given to another record."""
+        return self.count / max(self.seen, 1)
+
+
+class TrainData:
+    """The training batches of one process."""
+
+    def __init__(self, config: Any, views: Views, process_index: int = 0, process_count: int = 1):
+        """Opens the sources that ``config.data.train`` names.
+
+        Args:
+            config: keys ``seed``, ``batch_size`` and ``data``; see configs/base.py.
+            views: turns records into examples.
+            process_index: this process.
+            process_count: processes that share each batch.
+
+        Raises:
+            UserError: a source cannot be opened, or the batch cannot be shared equally.
+        """
+        self.bad = BadClips()
+        self._config, self._views = config, views
+        mixture = sources.split_mixture(config.data.train)
+        self._fake = mixture[0][0] == sources.FAKE
+        self._sources = [] if self._fake else [sources.open_source(*part) for part in mixture]
+        self._order = Order(
+            [len(source.records) for source in self._sources] or [1],
+            [weight for _, weight in mixture],
+            config.batch_size,
+            config.seed,
+            config.data.block_size,
+        )
+        self._rows = self._order.process_slice(process_index, process_count)
+        self._eager_example: Any = None
+
+    @property
+    def num_records(self) -> int:
+        """Records in all sources together; 0 for the fake source."""
+        return sum(len(source.records) for source in self._sources)
+
+    def batches(self, start_step: int) -> Iterator[dict[str, np.ndarray]]:
+        """Yields this process's part of the batches of steps `start_step`, `start_step` + 1, ...
+
+        Every entry of ``views.spec()`` with a batch axis, and `SAMPLE_ID`, which names the records
+        that the examples were made of. Equal for equal (seed, step), whatever the number of
+        threads and processes and wherever reading started.
+
+        Raises:
+            UserError: more than ``config.data.max_bad_share`` of the draws could not be read, or
+                none of the records that could stand in for one.
+        """
+        spec = self._views.spec()
+        if self._fake:
+            rows = self._rows.stop - self._rows.start
+            for batch in fake.batches(spec, rows, self._config.seed):
+                yield batch | {SAMPLE_ID: np.zeros((rows, 2), np.int64)}
+        examples = iter(self._examples(start_step))
+        for step in itertools.count(start_step):
+            number_B, source_B, record_BK = self._draws(step)
+            ids_B2 = np.stack([source_B, record_BK[:, 0]], axis=1)
+            batch = {
+                name: np.empty((len(ids_B2), *entry.shape), entry.dtype)
+                for name, entry in spec.items()
+            }
+            for row in range(len(ids_B2)):
+                self.bad.seen += 1
+                try:
+                    example = next(examples)
+                except _unreadable() as error:
+                    example, ids_B2[row, 1] = self._stand_in(
+                        number_B[row], source_B[row], record_BK[row], error
+                    )
+                for name, array in batch.items():
+                    array[row] = example[name]
+            yield batch | {SAMPLE_ID: ids_B2}
+
+    def _draws(self, step: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Returns this process's draw numbers (B,), sources (B,) and records (B, K) of a step."""
+        source_B, record_BK = self._order.batch(step)
+        number_B = step * self._order.batch_size + np.arange(self._order.batch_size)
+        return number_B[self._rows], source_B[self._rows], record_BK[self._rows]
+
+    def _examples(self, start_step: int) -> tf.data.Dataset:
+        """Returns the examples one by one, in the order of their draws; a bad one is an error."""
+        from common.tf import tf
+
+        def draw(step: tf.Tensor) -> tuple[tf.Tensor, ...]:
+            source, offset, length = (tf.TensorSpec((None,), tf.int64) for _ in range(3))
+            signature = (
+                tf.TensorSpec((None, 2), tf.int32),
+                source,
+                tf.TensorSpec((None,), tf.string),
+                offset,
+                length,
+            )
+            drawn = tf.numpy_function(self._locate_step, [step], [s.dtype for s in signature])
+            return tuple(map(tf.ensure_shape, drawn, [s.shape for s in signature]))
+
+        options = tf.data.Options()
+        threads = self._config.data.threads or os.cpu_count()
+        options.threading.private_threadpool_size = threads
+        options.threading.max_intra_op_parallelism = 1
+        options.autotune.enabled = False
+        options.deterministic = True
+        return (
+            tf.data.Dataset.range(start_step, _FOREVER)
+            .map(draw)
+            .unbatch()
+            .map(self._example, num_parallel_calls=threads, deterministic=True)
+            .with_options(options)
+            .as_numpy_iterator()
+        )
+
+    def _locate_step(self, step: np.ndarray) -> tuple[np.ndarray, ...]:
+        number_B, source_B, record_BK = self._draws(int(step))
+        return self._locate(number_B, source_B, record_BK[:, 0])
+
+    def _locate(
+        self, number_B: np.ndarray, source_B: np.ndarray, record_B: np.ndarray
+    ) -> tuple[np.ndarray, ...]:
+        """Returns seeds (B, 2) and where the records lie: source, path, offset and length (B,)."""
+        places = [
+            self._sources[source].records.locate(record)
+            for source, record in zip(source_B, record_B, strict=True)
+        ]
+        path_B, offset_B, length_B = map(np.array, zip(*places, strict=True))
+        return _seeds(self._config.seed, number_B), source_B, path_B.astype("S"), offset_B, length_B
+
+    def _example(
+        self,
+        seed: tf.Tensor,
+        source: tf.Tensor,
+        path: tf.Tensor,
+        offset: tf.Tensor,
+        length: tf.Tensor,
+    ) -> dict[str, tf.Tensor]:
+        """Reads, parses and decodes one draw, inside a graph."""
+        from common.tf import tf
+
+        serialized = _read_record(path, offset, length)
+        data = self._config.data
+
+        def parsed_by(parse: sources.Parse) -> dict[str, tf.Tensor]:
+            record = parse(
+                serialized,
+                self._views.modalities,
+                data.default_frame_rate,
+                data.default_audio_rate,
+            )
+            example = self._views.example(record, seed)
+            return {
+                name: tf.ensure_shape(example[name], entry.shape)
+                for name, entry in self._views.spec().items()
+            }
+
+        # One branch per way of parsing, not per source: a mixture of folders has a single one.
+        ways = list(dict.fromkeys(source.parse for source in self._sources))
+        if len(ways) == 1:
+            return parsed_by(ways[0])
+        way_of_source = tf.constant([ways.index(s.parse) for s in self._sources])
+        branches = [functools.partial(parsed_by, way) for way in ways]
+        return tf.switch_case(way_of_source[source], branches)
+
+    def _stand_in(
+        self, number: int, source: int, record_K: np.ndarray, error: Exception
+    ) -> tuple[dict[str, np.ndarray], int]:
+        """Returns the example of the first reserve that can be read, and its record number."""
+        why = self._why(source, record_K[0], error)
+        self._leave_out(source, record_K[0], why)
+        reasons = [why]
+        for record in record_K[1:]:
+            try:
+                return self._example_now(number, source, record), record
+            except _unreadable() as another:
+                reasons.append(self._why(source, record, another))
+        names = [self._sources[source].records.name(record) for record in record_K]
+        listing = "\n".join(f"  {name}: {why}" for name, why in zip(names, reasons, strict=True))
+        raise UserError(
+            f"{self._sources[source].name}: a record and all that could stand in for it cannot be "
+            f"read. Check the data with python -m common.inspect.\n{listing}"
+        )
+
+    def _example_now(self, number: int, source: int, record: int) -> dict[str, np.ndarray]:
+        from common.tf import tf
+
+        if self._eager_example is None:
+            self._eager_example = tf.function(self._example, reduce_retracing=True)
+        place = self._locate(np.array([number]), np.array([source]), np.array([record]))
+        example = self._eager_example(*(tf.constant(entry[0]) for entry in place))
+        return {name: value.numpy() for name, value in example.items()}
+
+    def _why(self, source: int, record: int, error: Exception) -> str:
+        """Returns what is wrong with a record, in the words of the first check that fails."""
+        try:
+            self._sources[source].records.read(record)
+        except BadRecord as bad:
+            return bad.why
+        # TensorFlow repeats the whole graph in its messages; the first line says what happened.
+        return str(getattr(error, "message", error)).strip().splitlines()[0]
+
+    def _leave_out(self, source: int, record: int, why: str) -> None:
+        """Counts and logs a clip that is left out.
+
+        Raises:
+            UserError: there are too many.
+        """
+        bad, cap = self.bad, self._config.data.max_bad_share
+        bad.count += 1
+        if (source, record) not in bad.clips:
+            records_ = self._sources[source].records
+            shard, number = records_.name(record).rsplit(":", 1)
+            clip = BadClip(shard, int(number), _id_of(records_, record), why)
+            bad.clips[source, record] = clip
+            _log.warning("left out: %s", clip)
+        if bad.count > cap * max(bad.seen, _GRACE):
+            listing = "\n".join(f"  {clip}" for clip in list(bad.clips.values())[-5:])
+            raise UserError(
+                f"{bad.count} of {bad.seen} clips could not be read, more than "
+                f"config.data.max_bad_share={cap} allows (of at least {_GRACE}). Mend the data "
+                f"(python -m common.inspect finds what is damaged) or raise it. The last:\n"
+                f"{listing}"
+            )
+
+
+def _seeds(seed: int, number_B: np.ndarray) -> np.ndarray:
+    """Returns int32 (B, 2) from run seed and draw number, which may not fit into one int32."""
+    high_B, low_B = number_B >> 31, number_B & 0x7FFFFFFF
+    first_B = (seed + high_B * 0x9E3779B1) & 0x7FFFFFFF
+    return np.stack([first_B, low_B], axis=1).astype(np.int32)
+
+
+def _read_record(path: tf.Tensor, offset: tf.Tensor, length: tf.Tensor) -> tf.Tensor:
+    """Reads one record in a graph, through any file system and without Python's lock.
+
+    TensorFlow verifies both checksums; that the length is the index's shows an index that belongs
+    to another file.
+    """
+    from common.tf import tf
+
+    shard = tf.raw_ops.TFRecordDatasetV2(
+        filenames=[path], compression_type="", buffer_size=0, byte_offsets=[offset]
+    )
+    one = {"output_types": [tf.string], "output_shapes": [[]]}
+    first = tf.raw_ops.TakeDataset(input_dataset=shard, count=1, **one)
+    (serialized,) = tf.raw_ops.DatasetToSingleElement(dataset=first, **one)
+    same = tf.strings.length(serialized, unit="BYTE") == tf.cast(length, tf.int32)
+    with tf.control_dependencies([tf.debugging.Assert(same, ["not the record of the index"])]):
+        return tf.identity(serialized)
+
+
+def _id_of(records_: RecordSet, record: int) -> str:
+    """Returns the clip's own name where it can still be read."""
+    with contextlib.suppress(BadRecord, ValueError):
+        return deserialize(records_.read(record)).id
+    return ""
+
+
+def _unreadable() -> tuple[type[Exception], ...]:
+    """Errors that are a record's own; memory or a cancelled run is not among them."""
+    from common.tf import tf
+
+    return (
+        tf.errors.DataLossError,
+        tf.errors.FailedPreconditionError,
+        tf.errors.InternalError,
+        tf.errors.InvalidArgumentError,
+        tf.errors.NotFoundError,
+        tf.errors.OutOfRangeError,
+        tf.errors.PermissionDeniedError,
+        tf.errors.UnknownError,
+    )

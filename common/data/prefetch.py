@@ -1,0 +1,87 @@
+"""Moves batches onto the devices while the step before is still running."""
+
+from __future__ import annotations
+
+import contextlib
+import queue
+import threading
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from common.data.pipeline import SAMPLE_ID
+
+if TYPE_CHECKING:
+    import jax
+
+
+class DeviceBatches:
+    """Moves batches onto the devices ahead of their use, from a thread of its own.
+
+    Iterate over it, and close it (or use it in ``with``) to end the thread. What fails in the
+    thread is raised by ``next``.
+    """
+
+    def __init__(
+        self,
+        batches: Iterator[Mapping[str, np.ndarray]],
+        sharding: jax.sharding.Sharding,
+        ahead: int,
+    ):
+        """Starts to take from `batches`.
+
+        Args:
+            batches: this process's parts, as `TrainData.batches` yields them.
+            sharding: of the global batch; it splits the first axis of every entry.
+            ahead: batches kept ready on the devices.
+        """
+        self._batches, self._sharding = batches, sharding
+        self._ready: queue.Queue = queue.Queue(ahead)
+        self._closed = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="batches", daemon=True)
+        self._thread.start()
+
+    def __iter__(self) -> DeviceBatches:
+        return self
+
+    def __next__(self) -> tuple[dict[str, jax.Array], np.ndarray]:
+        """Returns the next batch on the devices and, on the host, its `SAMPLE_ID`."""
+        if self._closed.is_set():
+            raise StopIteration
+        item = self._ready.get()
+        if isinstance(item, BaseException):
+            self.close()
+            raise item
+        return item
+
+    def close(self) -> None:
+        """Ends the thread; what it had prepared is dropped."""
+        self._closed.set()
+        while self._thread.is_alive():
+            with contextlib.suppress(queue.Empty):  # it may wait for room
+                self._ready.get_nowait()
+            self._thread.join(0.01)
+
+    def __enter__(self) -> DeviceBatches:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _run(self) -> None:
+        import jax
+
+        try:
+            for batch in self._batches:
+                arrays = {
+                    name: jax.make_array_from_process_local_data(self._sharding, array)
+                    for name, array in batch.items()
+                    if name != SAMPLE_ID
+                }
+                self._ready.put((arrays, batch[SAMPLE_ID]))
+                if self._closed.is_set():
+                    return
+            self._ready.put(StopIteration())
+        except BaseException as error:
+            self._ready.put(error)
