@@ -13,23 +13,24 @@ import functools
 import itertools
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from common.data import fake, sources
 from common.data.order import Order
+from common.data.prefetch import SAMPLE_ID, DeviceBatches
 from common.data.records import deserialize
 from common.data.shards import BadRecord, RecordSet
 from common.errors import UserError
 
 if TYPE_CHECKING:
+    import jax
     import tensorflow as tf
 
     from common.method import Views
 
-SAMPLE_ID = "sample_id"  # int64 (B, 2): number of the source and of the record within it
 _GRACE = 1000  # draws that count at least when the share of bad ones is judged
 _FOREVER = np.iinfo(np.int64).max
 
@@ -281,6 +282,16 @@ class TrainData:
                 f"(python -m common.inspect finds what is damaged) or raise it. The last:\n"
                 f"{listing}"
             )
+
+
+def device_batches(
+    batches: Iterator[Mapping[str, np.ndarray]], sharding: jax.sharding.Sharding, prefetch: int
+) -> DeviceBatches:
+    """Returns the batches on the devices, `prefetch` of them ahead; close it when done.
+
+    `SAMPLE_ID` stays on the host; every other entry becomes a global array of that sharding.
+    """
+    return DeviceBatches(batches, sharding, prefetch)
 
 
 def _seeds(seed: int, number_B: np.ndarray) -> np.ndarray:

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from common.data.pipeline import SAMPLE_ID
-
 if TYPE_CHECKING:
     import jax
+
+SAMPLE_ID = "sample_id"  # int64 (B, 2): number of the source and of the record within it
 
 
 class DeviceBatches:
@@ -45,8 +45,8 @@ class DeviceBatches:
     def __iter__(self) -> DeviceBatches:
         return self
 
-    def __next__(self) -> tuple[dict[str, jax.Array], np.ndarray]:
-        """Returns the next batch on the devices and, on the host, its `SAMPLE_ID`."""
+    def __next__(self) -> dict[str, jax.Array | np.ndarray]:
+        """Returns the next batch: everything on the devices but `SAMPLE_ID`, which stays here."""
         if self._closed.is_set():
             raise StopIteration
         item = self._ready.get()
@@ -79,7 +79,7 @@ class DeviceBatches:
                     for name, array in batch.items()
                     if name != SAMPLE_ID
                 }
-                self._ready.put((arrays, batch[SAMPLE_ID]))
+                self._ready.put(arrays | {SAMPLE_ID: batch[SAMPLE_ID]})
                 if self._closed.is_set():
                     return
             self._ready.put(StopIteration())

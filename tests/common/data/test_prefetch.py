@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from common.data.pipeline import SAMPLE_ID
-from common.data.prefetch import DeviceBatches
+from common.data.prefetch import SAMPLE_ID, DeviceBatches
 from common.errors import UserError
 
 
@@ -33,12 +32,12 @@ def batch_threads():
 def test_batches_arrive_in_order_with_their_ids_on_the_host(sharding):
     with DeviceBatches(count(5), sharding, 2) as batches:
         found = list(batches)
-    assert [int(batch["video"][0, 0]) for batch, _ in found] == list(range(5))
-    assert [int(ids[0, 0]) for _, ids in found] == list(range(5))
-    batch, ids = found[0]
+    assert [int(batch["video"][0, 0]) for batch in found] == list(range(5))
+    assert [int(batch[SAMPLE_ID][0, 0]) for batch in found] == list(range(5))
+    batch = found[0]
     assert isinstance(batch["video"], jax.Array) and batch["video"].sharding == sharding
-    assert batch["video"].dtype == np.uint8 and SAMPLE_ID not in batch
-    assert isinstance(ids, np.ndarray)
+    assert batch["video"].dtype == np.uint8
+    assert isinstance(batch[SAMPLE_ID], np.ndarray)
 
 
 def test_only_so_many_batches_are_taken_ahead(sharding):
