@@ -21,7 +21,7 @@ from jax import lax
 
 from common.errors import UserError
 
-PCM_FULL_SCALE = 32768.0  # int16 sound is the waveform times this
+PCM_FULL_SCALE = 32767.0  # the int16 that stands for 1.0
 
 _log = logging.getLogger(__name__)
 
