@@ -8,12 +8,15 @@ for the TensorFlow, which is not needed here.
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from common.evaluation.protocols import RESIZE_DENOMINATOR, RESIZE_NUMERATOR, Protocol
 from common.method import AudioInput, VideoInput
+
+_SLACK = 1e-4  # of a frame: rates are stored in float32
 
 
 def starts(length: int, needed: int, count: int) -> np.ndarray:
@@ -42,12 +45,12 @@ def frame_indices(
         inputs: what the encoder takes.
         num_clips: how many clips.
     """
-    length = max(1, int(num_stored * inputs.frame_rate / stored_rate + 1e-6))
+    length = max(1, math.ceil(num_stored * inputs.frame_rate / stored_rate - _SLACK))
     span = (inputs.num_frames - 1) * inputs.stride + 1
     repeated = length * -(-span // length) if length < span else length
     begin_K = starts(repeated, span, num_clips)
     at_KT = begin_K[:, None] + inputs.stride * np.arange(inputs.num_frames)
-    stored_KT = np.floor((at_KT % length) * (stored_rate / inputs.frame_rate) + 1e-6)
+    stored_KT = np.floor((at_KT % length) * (stored_rate / inputs.frame_rate) + _SLACK)
     return np.minimum(stored_KT.astype(np.int64), num_stored - 1)
 
 
@@ -124,7 +127,7 @@ def _neighbours(size: int, new_size: int) -> tuple[np.ndarray, np.ndarray, np.nd
 
 
 def decode_image(encoded: bytes) -> np.ndarray:
-    """Decodes a JPEG or PNG to uint8 (H, W, 3).
+    """Decodes a JPEG or PNG to uint8 (H, W, 3), with the accurate inverse transform.
 
     Raises:
         ValueError: it is no whole image. (OpenCV would fill the missing part with grey.)
@@ -141,6 +144,23 @@ def decode_image(encoded: bytes) -> np.ndarray:
 def encoded_frames(frames: Sequence[bytes]) -> Callable[[int], np.ndarray]:
     """Returns a function that decodes one of the stored frames."""
     return lambda index: decode_image(frames[index])
+
+
+def to_int16(waveform_N: np.ndarray, stored_rate: int, sample_rate: int) -> np.ndarray:
+    """Quantises sound in [-1, 1] to int16 PCM, resampled where the rates (Hz) differ.
+
+    Louder sound is clipped; the resampler is a polyphase windowed sinc, as in training.
+    """
+    pcm_N = np.rint(np.clip(waveform_N, -1.0, 1.0) * np.float32(32767.0)).astype(np.int16)
+    if stored_rate == sample_rate:
+        return pcm_N
+    from scipy import signal
+
+    common = math.gcd(stored_rate, sample_rate)
+    resampled_N = signal.resample_poly(
+        pcm_N.astype(np.float32), sample_rate // common, stored_rate // common
+    )
+    return np.clip(np.rint(resampled_N), -32768, 32767).astype(np.int16)
 
 
 def audio_clips(waveform_N: np.ndarray, inputs: AudioInput, protocol: Protocol) -> np.ndarray:
