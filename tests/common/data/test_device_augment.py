@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import functools
+import os
+import subprocess
+import sys
 
 import golden_rules
 import jax
@@ -273,6 +276,46 @@ def test_the_pipeline_stays_in_the_unit_range_and_takes_the_asked_dtype():
     assert float(result.min()) >= 0.0 and float(result.max()) <= 1.0
     grey = augment_clips(video, _keys(8), grey=1.0)
     np.testing.assert_array_equal(grey[..., 0], grey[..., 2])
+
+
+@pytest.mark.slow
+def test_a_batch_split_over_devices_stays_split():
+    """No device ever asks another for anything; run apart, since it needs four devices."""
+    environment = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
+    environment["JAX_PLATFORMS"] = "cpu"
+    result = subprocess.run(
+        [sys.executable, "-c", _COMPILE_SPLIT], env=environment, capture_output=True, text=True
+    )
+    assert result.returncode == 0, result.stderr
+    hlo = result.stdout
+    assert "num_partitions=4" in hlo
+    for collective in ("all-gather", "all-reduce", "all-to-all", "permute", "reduce-scatter"):
+        assert collective not in hlo
+
+
+_COMPILE_SPLIT = """
+import jax, jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from common.data import device_augment
+from common.data.log_mel import LogMel
+
+mesh = Mesh(jax.devices(), ("data",))
+split, whole = NamedSharding(mesh, PartitionSpec("data")), NamedSharding(mesh, PartitionSpec())
+log_mel = LogMel(16000)
+
+def run(video, flow, waveform, key):
+    keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, jnp.arange(len(video)))
+    video = device_augment.augment_clips(video, keys, random_convolution=True)
+    return video, device_augment.augment_flow(flow, keys), log_mel(waveform)
+
+shape = jax.ShapeDtypeStruct
+print(jax.jit(run, out_shardings=split).lower(
+    shape((8, 2, 24, 24, 3), jnp.uint8, sharding=split),
+    shape((8, 2, 24, 24, 2), jnp.uint8, sharding=split),
+    shape((8, 1600), jnp.int16, sharding=split),
+    shape((), jax.random.key(0).dtype, sharding=whole),
+).compile().as_text())
+"""
 
 
 def test_flow_is_scaled_and_mirrored_with_its_sign():
