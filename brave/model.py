@@ -9,14 +9,12 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from brave.naming import broad_views
+from brave.naming import NARROW, broad_views
 from common.backbones.audio_resnet import AudioResNet
 from common.backbones.batch_norm import BatchNorm
 from common.backbones.initializers import truncated_fan_in
 from common.backbones.tsm_resnet import TSMResNet
 from common.errors import UserError
-
-NARROW = "narrow"
 
 # Each backbone with the config keys that its constructor takes. Whatever stands here maps its input
 # to (B, num_features); a new one is an import and a line.

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from common.errors import UserError
 
+NARROW = "narrow"
 KINDS = ("audio", "video", "flow")
 
 

@@ -1,0 +1,209 @@
+"""Reads pickles from strangers without executing anything in them.
+
+A pickle is a program: it may name any function and call it. Published checkpoints use that only to
+rebuild arrays and dictionaries, so here every name a file may use stands for a small function of
+our own that builds inert data, and any other name ends the reading. No attribute is looked up and
+no foreign module is imported on behalf of the file.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import pickle
+import re
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from common.errors import UserError
+
+_PLAIN = (str, bytes, bool, int, float, complex, type(None), np.generic)
+_DTYPE = re.compile(r"b1|[iu][1248]|f[248]|c(8|16)|O8?|[SU]\d{1,6}")
+
+
+def load_npy(path: str | os.PathLike) -> Any:
+    """What ``np.load(path, allow_pickle=True)`` would return, for arrays and plain containers.
+
+    Haiku's mappings and ``ConfigDict`` become dictionaries. An object array without dimensions, the
+    usual wrapping of a checkpoint, is returned as the object in it.
+
+    Raises:
+        UserError: there is no such file, it is no .npy file or damaged, or it names anything that
+            is not needed to rebuild data. The message says what.
+    """
+    if not os.path.isfile(path):
+        raise UserError(f"{path}: there is no such file.")
+    with open(path, "rb") as file:
+        try:
+            return _read(file)
+        except _Forbidden as error:
+            raise UserError(
+                f"{path}: the file asks for {error}, which rebuilding arrays does not need; it was "
+                "not read. If you trust its origin, convert it there to plain NumPy arrays."
+            ) from error
+        except Exception as error:  # damaged input can make the readers fail in any way
+            raise UserError(f"{path}: not a readable .npy file ({error}).") from error
+
+
+def _read(file: Any) -> Any:
+    readers = {
+        (1, 0): np.lib.format.read_array_header_1_0,
+        (2, 0): np.lib.format.read_array_header_2_0,
+    }
+    version = np.lib.format.read_magic(file)
+    if version not in readers:
+        raise ValueError(f"format version {version}")
+    shape, _, dtype = readers[version](file)
+    if not dtype.hasobject:
+        file.seek(0)
+        return np.lib.format.read_array(file, allow_pickle=False)
+    value = _inert(_Unpickler(file).load(), {})
+    if not isinstance(value, np.ndarray) or value.shape != shape:
+        raise ValueError("the header does not describe the contents")
+    return value.item() if shape == () else value
+
+
+class _Forbidden(Exception):
+    """The file uses a name that is not on the list."""
+
+
+class _Allowed:
+    """Stands for a name on the list: can be called, and neither changed nor looked into."""
+
+    __slots__ = ("_call",)
+
+    def __init__(self, call: Callable[..., Any]):
+        object.__setattr__(self, "_call", call)
+
+    def __call__(self, *args: Any) -> Any:
+        return self._call(*args)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        raise _Forbidden(f"a change of {name}")
+
+    def __setstate__(self, state: Any) -> None:
+        raise _Forbidden("a change of a function")
+
+
+class _Array(np.ndarray):
+    """An array that checks what it is filled with, so that NumPy never sees inconsistent input."""
+
+    def __setstate__(self, state: Any) -> None:
+        _, shape, dtype, fortran, data = state
+        shape = tuple(int(size) for size in shape)
+        dtype = dtype.resolve()
+        count = math.prod(shape)
+        size = count if dtype.hasobject else count * dtype.itemsize
+        wanted = list if dtype.hasobject else bytes
+        if min(shape, default=0) < 0 or not isinstance(data, wanted) or len(data) != size:
+            raise ValueError("an array whose shape and data disagree")
+        super().__setstate__((1, shape, dtype, bool(fortran), data))
+
+
+class _DType:
+    """A dtype of numbers, strings or objects; never a structured one."""
+
+    def __init__(self, code: str, *_: Any):
+        if not _DTYPE.fullmatch(code):
+            raise ValueError(f"an array of type {code!r}")
+        self.code, self.order = code, "="
+
+    def __setstate__(self, state: Any) -> None:
+        _, self.order, *parts = state
+        if self.order not in ("<", ">", "|", "=") or any(part is not None for part in parts[:3]):
+            raise ValueError("an array of structured type")
+
+    def resolve(self) -> np.dtype:
+        code = self.code[0] if self.code.startswith("O") else self.code
+        return np.dtype(code).newbyteorder(self.order)
+
+
+class _Sealed(type):
+    """Type of a class that a file cannot alter."""
+
+    def __setattr__(cls, name: str, value: Any) -> None:
+        raise _Forbidden(f"a change of {name}")
+
+
+class _Config(dict, metaclass=_Sealed):
+    """An ``ml_collections.ConfigDict``; pickles make it by class and then set its state."""
+
+    def __setstate__(self, state: Any) -> None:
+        self.update(state["_fields"])
+
+
+def _scalar(dtype: _DType, data: bytes) -> np.generic:
+    return np.frombuffer(data, dtype.resolve(), count=1)[0]
+
+
+def _from_buffer(data: bytes, dtype: _DType, shape: tuple, order: str) -> np.ndarray:
+    return np.frombuffer(bytes(data), dtype.resolve()).reshape(shape, order=order).copy()
+
+
+def _encoded(text: str, encoding: str) -> bytes:
+    if encoding != "latin1":
+        raise ValueError(f"bytes written as {encoding}")
+    return text.encode("latin1")
+
+
+def _names() -> dict[tuple[str, str], Any]:
+    """Every (module, name) a file may use; NumPy 1 and 2 keep theirs in different modules."""
+    array = _Allowed(lambda *_: np.ndarray.__new__(_Array, (0,), "b"))
+    mapping = _Allowed(lambda *args: dict(*args))
+    names: dict[tuple[str, str], Any] = {
+        ("numpy", "ndarray"): array,
+        ("numpy", "dtype"): _Allowed(_DType),
+        ("_codecs", "encode"): _Allowed(_encoded),
+        ("collections", "OrderedDict"): mapping,
+        ("haiku._src.data_structures", "FlatMapping"): mapping,
+        ("haiku._src.data_structures", "FlatMap"): mapping,
+        ("haiku._src.data_structures", "frozendict"): mapping,
+        ("ml_collections.config_dict.config_dict", "ConfigDict"): _Config,
+    }
+    for core in ("numpy.core", "numpy._core"):
+        names[f"{core}.multiarray", "_reconstruct"] = array
+        names[f"{core}.multiarray", "scalar"] = _Allowed(_scalar)
+        names[f"{core}.numeric", "_frombuffer"] = _Allowed(_from_buffer)
+    for module in ("builtins", "__builtin__"):
+        for kind in (dict, list, tuple, set, frozenset, bytearray):
+            names[module, kind.__name__] = _Allowed(kind)
+    return names
+
+
+class _Unpickler(pickle.Unpickler):
+    _names = _names()
+
+    def find_class(self, module: str, name: str) -> Any:
+        # Looked up whole: a dotted name is a key like any other, never a chain of attributes.
+        if (module, name) not in self._names:
+            raise _Forbidden(f"{module}.{name}")
+        return self._names[module, name]
+
+
+def _inert(value: Any, seen: dict[int, Any]) -> Any:
+    """Copies what was read into plain containers and arrays; anything else is refused."""
+    if isinstance(value, _PLAIN):
+        return value
+    if id(value) in seen:
+        if seen[id(value)] is None:
+            raise ValueError("a container that holds itself")
+        return seen[id(value)]
+    seen[id(value)] = None
+    if isinstance(value, dict):
+        result: Any = {_inert(key, seen): _inert(item, seen) for key, item in value.items()}
+    elif isinstance(value, (list, tuple, set, frozenset)):
+        result = type(value)(_inert(item, seen) for item in value)
+    elif isinstance(value, np.ndarray):
+        result = np.asarray(value)
+        if value.dtype.hasobject:
+            result = result.copy()
+            for index in np.ndindex(value.shape):
+                result[index] = _inert(value[index], seen)
+    elif isinstance(value, bytearray):
+        result = bytes(value)
+    else:
+        raise ValueError(f"it holds a {type(value).__name__.strip('_')}, which is not data")
+    seen[id(value)] = result
+    return result
