@@ -22,7 +22,7 @@ REJECTS = "rejects.jsonl"
 CONTACT_SHEET = "contact_sheet.jpg"
 
 _COLUMNS, _STRIPS, _FRAMES = 2, 16, 4  # clips side by side, clips per split, frames per clip
-_HEIGHT, _STRIP_WIDTH, _WAVE, _TEXT = 96, 560, 28, 16  # pixels
+_HEIGHT, _STRIP_WIDTH, _WAVE, _TEXT = 96, 690, 28, 16  # pixels
 
 
 def write_card(folder: str | os.PathLike) -> dict[str, Any]:
@@ -66,7 +66,7 @@ def _open_or_none(folder: pathlib.Path) -> shards.RecordSet | None:
 
 def evenly(number: int, wanted: int) -> list[int]:
     """Returns at most `wanted` indices spread evenly over ``range(number)``."""
-    return sorted({round(i) for i in np.linspace(0, number - 1, min(number, wanted))})
+    return sorted({round(i) for i in np.linspace(0, max(number - 1, 0), min(number, wanted))})
 
 
 def summarise(lines: Sequence[dict[str, Any]]) -> dict[str, Any]:

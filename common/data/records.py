@@ -222,7 +222,7 @@ def _entries(context: Mapping[str, tf.Tensor], lists: Mapping[str, Any]) -> dict
 def _assert_some(values: tf.Tensor, key: str) -> tf.Operation:
     from common.tf import tf
 
-    return tf.debugging.assert_positive(tf.size(values), f"the record has no values in {key}")
+    return tf.debugging.assert_positive(tf.size(values), f"the record has no {key}.")
 
 
 def _timestamps(seconds: Iterable[float]) -> np.ndarray:

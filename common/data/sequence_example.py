@@ -90,7 +90,9 @@ def _packed_field(packed: bytes) -> bytes:
 def _values(feature: message.Message) -> Values:
     kind = feature.WhichOneof("kind")
     if kind == "float_list":
-        return np.fromiter(feature.float_list.value, np.float32, len(feature.float_list.value))
+        # As in `_fill`: the packed bytes are the array, at the end of the serialized list.
+        packed, count = feature.float_list.SerializeToString(), len(feature.float_list.value)
+        return np.frombuffer(packed, "<f4", count, len(packed) - 4 * count).astype(np.float32)
     if kind == "int64_list":
         return np.fromiter(feature.int64_list.value, np.int64, len(feature.int64_list.value))
     return list(feature.bytes_list.value)

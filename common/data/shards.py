@@ -145,6 +145,25 @@ def load_index(path: str | os.PathLike) -> Index:
     return index
 
 
+def stored_index(path: str | os.PathLike) -> Index | None:
+    """Returns the index that lies beside a shard, or None where it is damaged or of another file.
+
+    Unlike `load_index` it never writes.
+    """
+    return _read_index(str(path) + INDEX_SUFFIX, _size(path))
+
+
+def read_record(path: str | os.PathLike, number: int, offset: int, length: int) -> bytes:
+    """Returns the payload of one record of a shard, both checksums verified.
+
+    Raises:
+        BadRecord: the record is damaged, or not where `offset` and `length` say.
+        UserError: the shard cannot be read.
+    """
+    with _File(path) as shard:
+        return _read_frame(shard, str(path), number, offset, length)
+
+
 class RecordSet:
     """All records of a folder or glob of shards, addressed by one number each."""
 
@@ -191,8 +210,7 @@ class RecordSet:
         path, offset, length = self.locate(record)
         number = int(self.name(record).rpartition(":")[2])
         try:
-            with _File(path) as shard:
-                return _read_frame(shard, path, number, offset, length)
+            return read_record(path, number, offset, length)
         except (UserError, *_os_errors()) as error:
             raise BadRecord(path, number, str(error)) from error
 
