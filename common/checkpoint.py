@@ -28,7 +28,8 @@ FOLDER = "checkpoints"
 DAMAGED_FOLDER = "damaged_checkpoints"
 
 _DIGESTS = "digests.json"
-_UNSTABLE = "_CHECKPOINT_METADATA"  # Orbax touches it once more after the rename
+# What Orbax itself writes after that; the state does not depend on it.
+_LATER = frozenset({_DIGESTS, "_CHECKPOINT_METADATA", "commit_success.txt"})
 _CHUNK = 1 << 22
 
 _log = logging.getLogger(__name__)
@@ -225,8 +226,9 @@ def read(workdir: str | os.PathLike[str], step: int | None = None) -> tuple[int,
 def _files(folder: pathlib.Path) -> Iterator[str]:
     """Yields the relative path of every file that a digest covers."""
     for path in sorted(folder.rglob("*")):
-        if path.is_file() and path.name not in (_DIGESTS, _UNSTABLE):
-            yield path.relative_to(folder).as_posix()
+        name = path.relative_to(folder).as_posix()
+        if path.is_file() and name not in _LATER:
+            yield name
 
 
 def _digest(path: pathlib.Path) -> str:

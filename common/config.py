@@ -48,13 +48,15 @@ _NOT_NEGATIVE = ("seed", "keep_every", "data.threads", "collapse_warning")
 _CHOICES = {"compute_dtype": ("auto", "float32", "bfloat16"), "remat": ("none", "block")}
 
 
-def define_flag() -> None:
+def define_flag(values: flags.FlagValues = flags.FLAGS, argv: list[str] | None = None) -> None:
     """Defines ``--config``; call it from a tool's ``define_flags``."""
     config_flags.DEFINE_config_file(
         "config",
         None,
         "file of the configuration, with an optional variant after a colon: configs/x.py:smoke. "
         "Any key can be changed with --config.KEY=VALUE.",
+        flag_values=values,
+        sys_argv=argv,
     )
 
 

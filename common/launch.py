@@ -17,7 +17,9 @@ slow to import (JAX, TensorFlow) is imported inside `main`, so that ``--help`` a
 
 from __future__ import annotations
 
+import errno
 import logging
+import os
 import sys
 from collections.abc import Callable
 
@@ -48,6 +50,8 @@ def set_up_logging() -> None:
     """Lets our modules speak from INFO up and libraries from WARNING up, on stderr."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_Formatter())
+    # Orbax logs stack traces of what it also raises; common/checkpoint.py says it in words.
+    handler.addFilter(lambda record: f"{os.sep}orbax{os.sep}" not in record.pathname)
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(logging.WARNING)
@@ -73,9 +77,9 @@ def _parse_flags(argv: list[str]) -> list[str]:
 def run(main: Callable[[list[str]], int | None], define_flags: Callable[[], None]) -> None:
     """Parses the command line, runs ``main(argv)`` and exits with its status.
 
-    ``argv`` holds the program and the positional arguments. `UserError` ends the process with its
-    message on stderr and status 2; Ctrl-C with status 130. Other exceptions are bugs and keep their
-    stack trace.
+    ``argv`` holds the program and the positional arguments. `UserError` and a full disk end the
+    process with a message on stderr and status 2, Ctrl-C with status 130. Other exceptions are
+    bugs and keep their stack trace.
     """
 
     def guarded(argv: list[str]) -> int | None:
@@ -84,6 +88,11 @@ def run(main: Callable[[list[str]], int | None], define_flags: Callable[[], None
             return main(argv)
         except UserError as error:
             print(f"error: {error}", file=sys.stderr)
+            return EXIT_USER_ERROR
+        except OSError as error:
+            if error.errno != errno.ENOSPC:
+                raise
+            print(f"error: the disk is full: {error}. Make room and start again.", file=sys.stderr)
             return EXIT_USER_ERROR
         except KeyboardInterrupt:
             print("stopped.", file=sys.stderr)

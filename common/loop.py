@@ -48,7 +48,6 @@ from common.data import pipeline
 from common.errors import UserError
 from common.method import Method
 
-SAMPLE_ID = "sample_id"  # the entry of a host batch that names its examples
 COLLAPSE_PATIENCE = 500  # steps between two warnings
 
 _log = logging.getLogger(__name__)
@@ -101,13 +100,14 @@ def train(
     batches = pipeline.device_batches(
         data.batches(start), program.batch_sharding, config.data.prefetch
     )
-    step = program.compile()
-    if state is None:
-        state = program.init()
-    _describe(program, workdir, start)
     try:
+        step = program.compile()  # while the first batches are being read
+        if state is None:
+            state = program.init()
+        _describe(program, workdir, start)
         return _run(program, step, state, batches, checkpoints, workdir)
     finally:
+        batches.close()
         checkpoints.finish()
 
 
@@ -191,7 +191,7 @@ def _run(
     config = program.config
     start = int(state.step)
     clock = clock_lib.Clock(
-        config.steps - start, config.batch_size, step_flops(step),
+        config.steps - start, config.batch_size, step_flops(step, config),
         clock_lib.peak_flops(jax.devices()[0].device_kind),
     )  # fmt: skip
     pending: _Pending | None = None
@@ -200,7 +200,7 @@ def _run(
         for number in range(start + 1, config.steps + 1):
             with clock.time("data"):
                 batch = next(batches)
-                sample_ids = batch.pop(SAMPLE_ID)
+                sample_ids = batch.pop(pipeline.SAMPLE_ID)
             with clock.time("device"):
                 with jax.transfer_guard("disallow"):
                     state, metrics = step(state, batch)
@@ -296,10 +296,17 @@ class _Report:
         )
 
 
-def step_flops(compiled: jax.stages.Compiled) -> float | None:
-    """Returns the FLOPs of one step on one device as XLA counts them; None where it does not."""
+def step_flops(compiled: jax.stages.Compiled, config: Any) -> float | None:
+    """Returns the FLOPs of one step on one device as XLA counts them; None where it does not.
+
+    What rematerialisation computes twice counts twice.
+    """
     cost = compiled.cost_analysis()
-    return cost.get("flops") if cost else None
+    if not cost or "flops" not in cost:
+        return None
+    # XLA counts the body of a loop once. Beside the networks the optimizer is nothing, so that it
+    # is multiplied as well does not show.
+    return cost["flops"] * config.microbatches
 
 
 class _Signals:
