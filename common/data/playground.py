@@ -14,16 +14,13 @@ stopped continues, and a larger ``--train`` adds clips to a world that exists.
 
 from __future__ import annotations
 
-import concurrent.futures
 import dataclasses
 import functools
 import json
 import logging
-import multiprocessing
 import os
 import pathlib
 from collections.abc import Mapping
-from concurrent.futures.process import BrokenProcessPool
 from fractions import Fraction
 
 from absl import flags
@@ -33,6 +30,7 @@ from common.errors import UserError
 
 _SETTINGS_FILE = "playground.json"
 _VERSION = 1  # of the world: raised when the same seed gives other videos
+_TIMEOUT_SECONDS = 600.0  # for one video, however slow the machine
 _log = logging.getLogger(__name__)
 
 
@@ -78,24 +76,23 @@ def _make(folder: str, settings, job: tuple[str, int]) -> dict:
 def _in_parallel(make, jobs: list[tuple[str, int]], workers: int) -> list[dict]:
     import tqdm
 
+    from common.data.workers import run_ordered
+
     # Cores this process may use, where the system can tell.
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     workers = max(1, min(workers or cores or 1, len(jobs) // 4))
-    bar = functools.partial(tqdm.tqdm, total=len(jobs), unit="video", desc="render")
-    if workers == 1:
-        return [make(job) for job in bar(jobs)]
-    # Spawned, not forked: the caller may have threads, and forking those can hang.
-    context = multiprocessing.get_context("spawn")
-    pool = concurrent.futures.ProcessPoolExecutor(workers, context)
-    try:
-        return list(bar(pool.map(make, jobs, chunksize=4)))
-    except BrokenProcessPool as error:
-        raise UserError(
-            "a rendering process died, perhaps for want of memory. Run the same command again"
-            " to continue where it stopped, with a smaller --workers."
-        ) from error
-    finally:
-        pool.shutdown(cancel_futures=True)
+    rows = map(make, jobs)
+    if workers > 1:
+        rows = run_ordered(make, jobs, workers, _give_up, _TIMEOUT_SECONDS)
+    return list(tqdm.tqdm(rows, total=len(jobs), unit="video", desc="render"))
+
+
+def _give_up(job: tuple[str, int], why: str) -> dict:
+    split, number = job
+    raise UserError(
+        f"rendering video {number} of {split} failed: {why}. Run the same command again to continue"
+        " where it stopped, perhaps with a smaller --workers."
+    )
 
 
 def _check(settings, counts: Mapping[str, int]) -> None:

@@ -164,6 +164,7 @@ def encode(
         pictures.options = {"preset": "veryfast", "crf": "20"}
         sound = container.add_stream("aac", rate=audio_rate, layout="mono")
         sound.bit_rate = 64_000
+        sound.options = {"aac_coder": "fast"}
         for picture in video_THWC:
             planes = cv2.cvtColor(picture, cv2.COLOR_RGB2YUV_I420)
             frame = av.VideoFrame.from_ndarray(planes, format="yuv420p")
