@@ -3,10 +3,12 @@
 Runs inside tf.data. Windows are int32 (4,): top, left, height, width in pixels of the stored frame.
 Random windows and resizing follow BraVe (Recasens et al., 2021,
 https://github.com/google-deepmind/brave), except that pixels are rounded to uint8 where the
-published code keeps float32; they differ by at most one level, and half a level on average less.
+published code keeps float32: they differ by up to 0.9 levels, on average by a quarter of one.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import cv2
 import numpy as np
@@ -88,48 +90,48 @@ def decode_clip(
     """
     return tf.cond(
         tf.io.is_jpeg(frames_T[0]),
-        lambda: _decode_jpegs(frames_T, window, size, reduced),
-        lambda: _resize([_cut(_decode_any(f), window) for f in tf.unstack(frames_T)], size),
+        lambda: _decode_jpegs(frames_T, window, (size, size), reduced),
+        lambda: _decode_others(frames_T, window, (size, size)),
     )
 
 
-def _decode_jpegs(frames_T: tf.Tensor, window: tf.Tensor, size: int, reduced: bool) -> tf.Tensor:
-    def at_scale(scale: int):
-        scaled = window // scale
+def _decode_jpegs(
+    frames_T: tf.Tensor, window: tf.Tensor, shape: tuple[int, int], reduced: bool
+) -> tf.Tensor:
+    def at_scale(scale: int) -> Callable[[], tf.Tensor]:
+        cut = window // scale
         return lambda: _resize(
             [
-                tf.io.decode_and_crop_jpeg(frame, scaled, channels=3, ratio=scale)
+                tf.io.decode_and_crop_jpeg(frame, cut, channels=3, ratio=scale)
                 for frame in tf.unstack(frames_T)
             ],
-            size,
+            shape,
         )
 
     if not reduced:
         return at_scale(1)()
-    room = tf.reduce_min(window[2:]) // size
-    cases = [(room >= scale, at_scale(scale)) for scale in _SCALES]
-    return tf.case(cases, default=at_scale(1))
+    room = tf.reduce_min(window[2:] // tf.constant(shape))
+    return tf.case([(room >= scale, at_scale(scale)) for scale in _SCALES], default=at_scale(1))
 
 
-def _decode_any(frame: tf.Tensor) -> tf.Tensor:
-    return tf.ensure_shape(
-        tf.io.decode_image(frame, channels=3, expand_animations=False), (None, None, 3)
-    )
-
-
-def _cut(image_HWC: tf.Tensor, window: tf.Tensor) -> tf.Tensor:
+def _decode_others(frames_T: tf.Tensor, window: tf.Tensor, shape: tuple[int, int]) -> tf.Tensor:
     top, left, height, width = tf.unstack(window)
-    return image_HWC[top : top + height, left : left + width]
+    images = [
+        tf.io.decode_image(frame, channels=3, expand_animations=False)
+        for frame in tf.unstack(frames_T)
+    ]
+    return _resize([i[top : top + height, left : left + width] for i in images], shape)
 
 
-def _resize(images: list[tf.Tensor], size: int) -> tf.Tensor:
-    # OpenCV's integer bilinear filter: a tenth of the time of tf.image.resize and rounding.
-    resized = tf.numpy_function(
-        lambda *images: np.stack(
-            [cv2.resize(i, (size, size), interpolation=cv2.INTER_LINEAR) for i in images]
-        ),
-        images,
-        tf.uint8,
-        stateful=False,
-    )
-    return tf.ensure_shape(resized, (len(images), size, size, 3))
+def _resize(images: list[tf.Tensor], shape: tuple[int, int]) -> tf.Tensor:
+    height, width = shape
+
+    # OpenCV's integer bilinear filter takes a quarter of the time of TensorFlow's and rounding.
+    def resize(*images_HWC: np.ndarray) -> np.ndarray:
+        clip = np.empty((len(images_HWC), height, width, 3), np.uint8)
+        for image_HWC, frame_HWC in zip(images_HWC, clip, strict=True):
+            cv2.resize(image_HWC, (width, height), frame_HWC, interpolation=cv2.INTER_LINEAR)
+        return clip
+
+    clip_THWC = tf.numpy_function(resize, images, tf.uint8, stateful=False)
+    return tf.ensure_shape(clip_THWC, (len(images), height, width, 3))
