@@ -156,7 +156,7 @@ def _try_examples(config: Any, method: Any, source: str) -> dict[str, list[str]]
         except (tf.errors.OpError, shards.BadRecord) as error:
             # TensorFlow puts the name of its node in front, and which numbers failed behind.
             why = str(error).splitlines()[0].rpartition("}} ")[2].partition(" [Op:")[0]
-            failures[why.partition("Condition ")[0].strip()].append(record_set.name(number))
+            failures[why.partition("Condition ")[0].strip(" .")].append(record_set.name(number))
     return failures
 
 

@@ -41,12 +41,10 @@ def estimator(kind: str) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
         )
 
     def estimate(before_HW: np.ndarray, after_HW: np.ndarray) -> np.ndarray:
-        if min(before_HW.shape) < _MIN_SIDE:
-            pad = [(0, max(0, _MIN_SIDE - side)) for side in before_HW.shape]
-            padded = [np.pad(image, pad, "edge") for image in (before_HW, after_HW)]
-            motion = search.calc(*padded, None)
-            return motion[: before_HW.shape[0], : before_HW.shape[1]]
-        return search.calc(before_HW, after_HW, None)
+        height, width = before_HW.shape
+        pad = [(0, max(0, _MIN_SIDE - side)) for side in (height, width)]
+        padded = [np.pad(image, pad, "edge") for image in (before_HW, after_HW)]
+        return search.calc(*padded, None)[:height, :width]
 
     return estimate
 
