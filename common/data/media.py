@@ -224,7 +224,7 @@ def read_sound(
         first, last = max(offset, 0), min(offset + len(samples), num_samples)
         if last > first:
             waveform[first:last] = samples[first - offset : last - offset]
-    return np.clip(waveform, -1.0, 1.0, out=waveform)
+    return waveform
 
 
 def _resampled_runs(
@@ -254,12 +254,14 @@ def _resampled_runs(
             )
         if resampler is None or abs(time - expected) > _GAP:
             _flush(resampler, runs)
-            resampler = av.AudioResampler(format="flt", layout="mono", rate=sample_rate)
+            # Asked for integers, ffmpeg weighs the channels so that their mix never exceeds full
+            # scale; asked for floats it does not, and loud stereo would be cut off 3 dB too hot.
+            resampler = av.AudioResampler(format="s32", layout="mono", rate=sample_rate)
             runs.append((time, []))
             expected = time
         expected += frame.samples / frame.sample_rate
         frame.pts = None  # the run's own time counts; the resampler must not fill or drop
-        runs[-1][1].extend(part.to_ndarray()[0] for part in resampler.resample(frame))
+        runs[-1][1].extend(map(_to_float, resampler.resample(frame)))
     _flush(resampler, runs)
     whole = [(time, np.concatenate(parts)) for time, parts in runs if parts]
     return [(time, samples) for time, samples in whole if len(samples)]
@@ -267,7 +269,11 @@ def _resampled_runs(
 
 def _flush(resampler: av.AudioResampler | None, runs: list) -> None:
     if resampler is not None:
-        runs[-1][1].extend(part.to_ndarray()[0] for part in resampler.resample(None))
+        runs[-1][1].extend(map(_to_float, resampler.resample(None)))
+
+
+def _to_float(part: av.AudioFrame) -> np.ndarray:
+    return part.to_ndarray()[0].astype(np.float32) * np.float32(2.0**-31)
 
 
 class _Decoder:

@@ -81,7 +81,10 @@ def write_video(
             frame = frame.reformat(format=video.pix_fmt)
             frame.pts, frame.time_base = round(time / ticks), ticks
             container.mux(video.encode(frame))
-        container.mux(video.encode(None))
+        if not times:
+            container.start_encoding()  # a header without frames
+        else:
+            container.mux(video.encode(None))
         if audio is not None:
             _write_sound(container, audio, sound, sound_rate, sound_start, layout)
     return pathlib.Path(path)
