@@ -29,9 +29,9 @@ CONVOLUTION_SIZES = (1, 3, 5, 7, 9, 11)  # pixels
 _GREY_WEIGHTS = (0.2989, 0.5870, 0.1140)  # as tf.image.rgb_to_grayscale
 # Standard deviation of a standard normal cut at +-2, by which He-normal initialisation divides.
 _TRUNCATED_STD = 0.87962566103423978
-# Output columns computed per matrix product in `convolve`: 16 was the quickest of 8, 16, 28 and the
-# whole row on a CPU, and costs a quarter of the multiplications of the whole row.
-_COLUMNS = 16
+# Side of the blocks of outputs in `convolve`, pixels. With kernels of 11 it means 1.7 products with
+# zero for every other one, and each pixel held five times; larger blocks mean more and fewer.
+_BLOCK = 8
 
 
 class ColourDraws(NamedTuple):
@@ -142,18 +142,23 @@ def _saturate(video_BTHWC: jax.Array, factor: jax.Array) -> jax.Array:
     With value v (the largest channel) and saturation s, scaling s by k while hue and v stay is
     x -> v + (x - v) k, so the hue need not be computed.
     """
-    value = video_BTHWC.max(axis=-1, keepdims=True)
-    spread = value - video_BTHWC.min(axis=-1, keepdims=True)  # value * s
-    largest = value / jnp.maximum(spread, jnp.finfo(jnp.float32).tiny)  # 1 / s
-    scale = jnp.where(value > 0, jnp.minimum(factor, largest), 0.0)
-    return value + (video_BTHWC - value) * scale
+    value, low = _extremes(video_BTHWC)
+    largest = value / jnp.maximum(value - low, jnp.finfo(jnp.float32).tiny)  # 1 / s
+    scale = jnp.where(value > 0, jnp.minimum(factor[..., 0], largest), 0.0)
+    return value[..., None] + (video_BTHWC - value[..., None]) * scale[..., None]
+
+
+def _extremes(video_BTHWC: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Largest and smallest of three channels; a reduction over them is many times slower."""
+    red, green, blue = (video_BTHWC[..., channel] for channel in range(3))
+    high = jnp.maximum(jnp.maximum(red, green), blue)
+    return high, jnp.minimum(jnp.minimum(red, green), blue)
 
 
 def _rotate_hue(video_BTHWC: jax.Array, turns: jax.Array) -> jax.Array:
     """Adds to the HSV hue; the largest and the smallest channel value stay, negative ones too."""
     red, green, blue = (video_BTHWC[..., channel] for channel in range(3))
-    high = jnp.maximum(jnp.maximum(red, green), blue)
-    low = jnp.minimum(jnp.minimum(red, green), blue)
+    high, low = _extremes(video_BTHWC)
     spread = high - low
     divisor = jnp.where(spread > 0, spread, 1.0)  # a grey pixel has hue 0
     sector = jnp.where(
@@ -181,10 +186,10 @@ def to_grey(video_BTHWC: jax.Array) -> jax.Array:
 def convolve(video_BTHWC: jax.Array, kernels_BKKCD: jax.Array) -> jax.Array:
     """Convolves each clip's frames with its own kernel, stride 1, zeros beyond the border.
 
-    Blocks of columns, together with the columns that their outputs look at, are multiplied by a
-    banded matrix that holds one row of the kernel. A convolution with one kernel per clip and three
-    channels is 2.5 times slower on a CPU, leaves a matrix unit nearly idle, and its grouped form
-    moves the batch into the channels, where it may not stay split over devices.
+    Square blocks of outputs are computed from the larger blocks of inputs that they look at, by one
+    matrix product per clip. A convolution with a kernel per clip and three channels takes three
+    times as long on a CPU, leaves a matrix unit nearly idle, and its grouped form moves the batch
+    into the channels, where it may not stay split over devices.
 
     Args:
       video_BTHWC: float clips.
@@ -195,33 +200,45 @@ def convolve(video_BTHWC: jax.Array, kernels_BKKCD: jax.Array) -> jax.Array:
     """
     batch, time, height, width, channels = video_BTHWC.shape
     size, outputs = kernels_BKKCD.shape[1], kernels_BKKCD.shape[-1]
-    radius, count = size // 2, -(-width // _COLUMNS)
-    seen = _COLUMNS + size - 1  # columns that one block of outputs looks at
-    beyond = count * _COLUMNS - width
-    padding = ((0, 0), (0, 0), (radius, radius), (radius, radius + beyond), (0, 0))
-    padded = jnp.pad(video_BTHWC.astype(jnp.float32), padding)
-    blocks = jnp.stack(
-        [lax.slice_in_dim(padded, i * _COLUMNS, i * _COLUMNS + seen, axis=3) for i in range(count)],
-        axis=3,
-    ).reshape(batch, time, height + 2 * radius, count, seen * channels)
-
-    tap = jnp.arange(seen)[:, None] - jnp.arange(_COLUMNS)[None]
-    inside = ((tap >= 0) & (tap < size))[None, None, :, :, None, None]
-    bands = kernels_BKKCD.astype(jnp.float32)[:, :, jnp.clip(tap, 0, size - 1)]
-    bands = jnp.where(inside, bands, 0.0).transpose(0, 1, 2, 4, 3, 5)
-    bands = bands.reshape(batch, size, seen * channels, _COLUMNS * outputs)
-
-    result = sum(
-        jnp.einsum(
-            "bthni,bij->bthnj",
-            lax.slice_in_dim(blocks, row, row + height, axis=2),
-            bands[:, row],
-            precision=lax.Precision.HIGHEST,  # bfloat16 products would miss float32 tolerance
-        )
-        for row in range(size)
+    down, across = -(-height // _BLOCK), -(-width // _BLOCK)
+    radius, seen = size // 2, _BLOCK + size - 1  # pixels that a row of a block looks at
+    rows = (radius, radius + down * _BLOCK - height)
+    columns = (radius, radius + across * _BLOCK - width)
+    padded = jnp.pad(video_BTHWC.astype(jnp.float32), ((0, 0), (0, 0), rows, columns, (0, 0)))
+    blocks = _overlapping(_overlapping(padded, 3, across, seen), 2, down, seen)
+    blocks = jnp.moveaxis(blocks, 4, 3)  # b, t, down, across, row seen, column seen, channel
+    result = jnp.einsum(
+        "btyxi,bij->btyxj",
+        blocks.reshape(batch, time, down, across, seen * seen * channels),
+        _block_matrices(kernels_BKKCD.astype(jnp.float32)),
+        precision=lax.Precision.HIGHEST,  # bfloat16 products would miss float32 tolerance
     )
-    result = result.reshape(batch, time, height, count * _COLUMNS, outputs)
-    return result[:, :, :, :width].astype(video_BTHWC.dtype)
+    result = result.reshape(batch, time, down, across, _BLOCK, _BLOCK, outputs)
+    result = jnp.moveaxis(result, 4, 3)
+    result = result.reshape(batch, time, down * _BLOCK, across * _BLOCK, outputs)
+    return result[:, :, :height, :width].astype(video_BTHWC.dtype)
+
+
+def _overlapping(array: jax.Array, axis: int, count: int, seen: int) -> jax.Array:
+    """Replaces an axis by two: ``count`` blocks, and the ``seen`` entries from each one's start."""
+    starts = range(0, count * _BLOCK, _BLOCK)
+    blocks = [lax.slice_in_dim(array, start, start + seen, axis=axis) for start in starts]
+    return jnp.stack(blocks, axis=axis)
+
+
+def _block_matrices(kernels_BKKCD: jax.Array) -> jax.Array:
+    """Each clip's matrix from a flat (row, column, channel) block of inputs to one of outputs."""
+    batch, size, _, channels, outputs = kernels_BKKCD.shape
+    seen = _BLOCK + size - 1
+    tap = jnp.arange(seen)[:, None] - jnp.arange(_BLOCK)[None]  # input pixel minus output pixel
+    inside = (tap >= 0) & (tap < size)
+    tap = jnp.clip(tap, 0, size - 1)
+    # axes: clip, row seen, row, column seen, column, input channel, output channel
+    matrices = kernels_BKKCD[:, tap][:, :, :, tap]
+    inside = inside[:, :, None, None] & inside
+    matrices = jnp.where(inside[None, ..., None, None], matrices, 0.0)
+    matrices = matrices.transpose(0, 1, 3, 5, 2, 4, 6)
+    return matrices.reshape(batch, seen * seen * channels, _BLOCK * _BLOCK * outputs)
 
 
 # ------------------------------------------------------------------------------- draws from keys
@@ -320,11 +337,14 @@ def augment_clips(
     Raises:
       UserError: a probability is not in [0, 1].
     """
-    video = normalise(video_BTHWC)
+    # Published after the blur, which is symmetric, so that only rounding tells. Before it, pixels
+    # are a quarter as large and the compiler does not blur twice, for either side of the choice:
+    # half the CPU time of the whole.
+    video = flip_horizontally(video_BTHWC, sample_events(_stream(keys_B, _FLIP), flip))
+    video = normalise(video)
     if blur:
         sigma_B = sample_sigma(_stream(keys_B, _BLUR))
         video = gaussian_blur(video, sigma_B, blur_kernel_size(video.shape[3]))
-    video = flip_horizontally(video, sample_events(_stream(keys_B, _FLIP), flip))
     recolour_B = sample_events(_stream(keys_B, _COLOUR_EVENT), colour)
     recoloured = adjust_colour(video, sample_colour(_stream(keys_B, _COLOUR)))
     video = jnp.where(recolour_B[:, None, None, None, None], recoloured, video)
