@@ -85,6 +85,12 @@ class TrainData:
         mixture = sources.split_mixture(config.data.train)
         self._fake = mixture[0][0] == sources.FAKE
         self._sources = [] if self._fake else [sources.open_source(*part) for part in mixture]
+        for source in self._sources:
+            if missing := views.modalities - source.modalities:
+                raise UserError(
+                    f"{source.name} holds no {', '.join(sorted(missing))}, which {config.method} "
+                    f"needs; it has {', '.join(sorted(source.modalities))}."
+                )
         self._order = Order(
             [len(source.records) for source in self._sources] or [1],
             [weight for _, weight in mixture],
@@ -168,7 +174,12 @@ class TrainData:
             tf.data.Dataset.range(start_step, _FOREVER)
             .map(draw)
             .unbatch()
-            .map(self._example, num_parallel_calls=threads, deterministic=True)
+            # Without AutoGraph: it traces slowly and hides what its callees raise.
+            .map(
+                tf.autograph.experimental.do_not_convert(self._example),
+                num_parallel_calls=threads,
+                deterministic=True,
+            )
             .with_options(options)
             .as_numpy_iterator()
         )
@@ -246,7 +257,7 @@ class TrainData:
         from common.tf import tf
 
         if self._eager_example is None:
-            self._eager_example = tf.function(self._example, reduce_retracing=True)
+            self._eager_example = tf.function(self._example, autograph=False)
         place = self._locate(np.array([number]), np.array([source]), np.array([record]))
         example = self._eager_example(*(tf.constant(entry[0]) for entry in place))
         return {name: value.numpy() for name, value in example.items()}

@@ -167,14 +167,22 @@ def read_record(path: str | os.PathLike, number: int, offset: int, length: int) 
 class RecordSet:
     """All records of a folder or glob of shards, addressed by one number each."""
 
-    def __init__(self, paths: Sequence[str]):
-        """Opens the shards at `paths`; record numbers follow their order."""
+    def __init__(self, paths: Sequence[str], parts: Sequence[tuple[int, int]] | None = None):
+        """Opens shards; record numbers follow their order.
+
+        Args:
+            paths: of the shards.
+            parts: first record and end of what is used of each shard; all of it by default.
+        """
         self.paths = list(paths)
         with concurrent.futures.ThreadPoolExecutor(16) as pool:
             indices = list(pool.map(load_index, self.paths))
-        self._starts = np.cumsum([0] + [len(index) for index in indices])
-        self._offsets = np.concatenate([index.offsets for index in indices])
-        self._lengths = np.concatenate([index.lengths for index in indices])
+        used = [slice(*part) for part in parts] if parts else [slice(None)] * len(indices)
+        offsets = [index.offsets[part] for index, part in zip(indices, used, strict=True)]
+        lengths = [index.lengths[part] for index, part in zip(indices, used, strict=True)]
+        self._skipped = [part.start or 0 for part in used]
+        self._starts = np.cumsum([0] + [len(shard) for shard in offsets])
+        self._offsets, self._lengths = np.concatenate(offsets), np.concatenate(lengths)
 
     @classmethod
     def open(cls, source: str | os.PathLike) -> RecordSet:
@@ -193,13 +201,17 @@ class RecordSet:
 
     def locate(self, record: int) -> tuple[str, int, int]:
         """Returns path, byte offset of the frame and payload length of a record."""
-        shard = int(np.searchsorted(self._starts, record, side="right")) - 1
-        return self.paths[shard], int(self._offsets[record]), int(self._lengths[record])
+        path, _ = self._place(record)
+        return path, int(self._offsets[record]), int(self._lengths[record])
 
     def name(self, record: int) -> str:
         """Returns "SHARD:NUMBER", which finds the record again."""
+        path, number = self._place(record)
+        return f"{os.path.basename(path)}:{number}"
+
+    def _place(self, record: int) -> tuple[str, int]:
         shard = int(np.searchsorted(self._starts, record, side="right")) - 1
-        return f"{os.path.basename(self.paths[shard])}:{record - int(self._starts[shard])}"
+        return self.paths[shard], record - int(self._starts[shard]) + self._skipped[shard]
 
     def read(self, record: int) -> bytes:
         """Returns the payload of a record, both checksums verified.
@@ -208,7 +220,7 @@ class RecordSet:
             BadRecord: the record is damaged, cut off, or not where the index says.
         """
         path, offset, length = self.locate(record)
-        number = int(self.name(record).rpartition(":")[2])
+        _, number = self._place(record)
         try:
             return read_record(path, number, offset, length)
         except (UserError, *_os_errors()) as error:

@@ -32,6 +32,7 @@ class Source:
     weight: float
     records: RecordSet
     parse: Parse
+    modalities: frozenset[str] = records.MODALITIES  # that its records may have
 
 
 def split_mixture(text: str) -> list[tuple[str, float]]:
