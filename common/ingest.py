@@ -54,6 +54,13 @@ def main(argv: list[str]) -> int:
     args = flags.FLAGS
     if argv[1:]:
         raise UserError(f"What is {argv[1]!r}? Give the folder or table as --source={argv[1]}.")
+    for flag in ("source", "output"):
+        if "://" in args[flag].value:
+            raise UserError(
+                f"--{flag}={args[flag].value}: ingest reads and writes folders of this machine; "
+                "mount the bucket, or copy the finished data set there: training reads it from any "
+                "address."
+            )
     settings = _settings(args)
     output = writer.Output(args.output, _checked_split(args.split))
     source = tables.read_source(args.source, args.labels_from, args.label_column)

@@ -7,6 +7,7 @@ Works on what ``common.ingest`` wrote and on shards of DMVR, BraVe, Scenic or Me
 from __future__ import annotations
 
 import collections
+import pathlib
 import sys
 import time
 from typing import TYPE_CHECKING, Any
@@ -38,7 +39,7 @@ def main(argv: list[str]) -> int:
         raise UserError("Give one folder of records: python -m common.inspect DIR")
     folder = argv[1]
     config = config_lib.load() if flags.FLAGS.config is not None else None
-    labels = writer.read_labels(folder)
+    labels = writer.read_labels(folder) or writer.read_labels(pathlib.Path(folder).parent)
     healthy = True
     for name, source in check.record_folders(folder).items():
         findings = _check(name, source, labels)

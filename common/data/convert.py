@@ -110,7 +110,8 @@ def jpeg_size(jpeg: bytes) -> list[int] | None:
 
 def rms_dbfs(waveform_N: np.ndarray) -> float | None:
     """Returns the sound level in dB relative to full scale; None for digital silence."""
-    power = float(np.mean(np.square(waveform_N, dtype=np.float64))) if len(waveform_N) else 0.0
+    with np.errstate(all="ignore"):  # strangers' records hold infinities and worse
+        power = float(np.mean(np.square(waveform_N, dtype=np.float64))) if len(waveform_N) else 0.0
     return round(10 * math.log10(power), 2) if power > 0 else None
 
 

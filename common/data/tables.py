@@ -21,6 +21,7 @@ AUDIO_SUFFIXES = frozenset(
     [".aac", ".aif", ".aiff", ".flac", ".m4a", ".mp3", ".ogg", ".opus", ".wav", ".wma"]
 )
 IMAGE_SUFFIXES = frozenset([".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"])
+DATA_SET_MARK = ".ingest"  # folder inside every data set that ingest writes
 TABLE_SUFFIXES = frozenset([".csv", ".json", ".jsonl", ".tsv"])
 
 _PATH_COLUMNS = ("path", "video_path")  # the second is DMVR's
@@ -100,6 +101,9 @@ def _known() -> str:
 def _read_folder(root: pathlib.Path, label_by_folder: bool) -> Source:
     items, ignored = [], {}
     for folder, folders, names in os.walk(root, followlinks=False):
+        if DATA_SET_MARK in folders:  # an output inside its source is no part of it
+            folders.clear()
+            continue
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(names):
             path = pathlib.Path(folder, name)

@@ -26,7 +26,7 @@ from common.data import convert, shards, tables
 from common.errors import UserError
 
 _FORMAT = 1  # of what is under .ingest
-_HIDDEN = ".ingest"
+_HIDDEN = tables.DATA_SET_MARK
 LABELS = "labels.json"
 
 

@@ -101,6 +101,13 @@ def test_a_folder_is_searched_in_order_and_labels_by_sub_folder(tmp_path):
     assert found.ignored == {".txt": 1}
 
 
+def test_a_data_set_inside_its_source_is_no_part_of_it(tmp_path):
+    for name in ["a.mp4", "records/.ingest/x", "records/contact_sheet.jpg"]:
+        (tmp_path / name).parent.mkdir(exist_ok=True, parents=True)
+        (tmp_path / name).touch()
+    assert [item.id for item in tables.read_source(tmp_path).items] == ["a.mp4"]
+
+
 def test_an_empty_or_missing_source_is_refused(tmp_path):
     with pytest.raises(UserError, match="holds no media files"):
         tables.read_source(tmp_path)
