@@ -67,7 +67,7 @@ def video_clips(
         frame: returns a stored frame by number, uint8 (H, W, 3); asked once per frame needed.
         num_stored: how many frames there are.
         stored_rate: frames per second.
-        inputs: what the encoder takes under the protocol (`Protocol.inputs`).
+        inputs: what the encoder takes.
         protocol: how many clips and crops.
     """
     indices_KT = frame_indices(num_stored, stored_rate, inputs, protocol.test_clips)

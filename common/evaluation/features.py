@@ -181,7 +181,7 @@ def _run(
                 writer.video(waiting.popleft())
                 bar.update()
 
-        for number, outcome in _in_order(range(len(done), num_videos), read, threads):
+        for number, outcome in in_order(range(len(done), num_videos), read, threads):
             if isinstance(outcome, BadClip):
                 num_bad += 1
                 if num_bad <= _NAMED:
@@ -199,7 +199,7 @@ def _run(
         _log.warning("%d of %d videos could not be read and are left out", num_bad, num_videos)
 
 
-def _in_order(numbers: range, read: Read, threads: int) -> Iterator[tuple[int, Example | BadClip]]:
+def in_order(numbers: range, read: Read, threads: int) -> Iterator[tuple[int, Example | BadClip]]:
     """Reads videos in parallel and yields them in order, a few ahead of the consumer."""
     threads = threads or os.cpu_count() or 1
     with concurrent.futures.ThreadPoolExecutor(threads) as pool:

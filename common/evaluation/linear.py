@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -38,11 +38,24 @@ class ProbeSettings:
 class Split:
     """The labelled videos of one split: which rows are whose, and what is right for each."""
 
-    def __init__(self, features: Features, labels: Labels, classes: tuple[str, ...], single: bool):
-        number = {name: i for i, name in enumerate(classes)}
+    def __init__(
+        self,
+        flag: str,
+        features: Features,
+        labels: Labels,
+        classes: tuple[str, ...],
+        single: bool,
+    ):
+        """Numbers the classes; raises `UserError` where no video has a label."""
+        self.single = single
         self.videos = [video for video in features.videos if labels(video)]
+        if not self.videos:
+            raise UserError(
+                f"{flag}: none of its {len(features.videos)} videos has a label. Ingest them with "
+                "labels: a table with a column 'labels', or --labels_from=folder."
+            )
         self._rows_RD = features.rows_RD
-        self._single = single
+        number = {name: i for i, name in enumerate(classes)}
         numbers = [[number[name] for name in labels(video)] for video in self.videos]
         if single:
             self.targets = np.array([own[0] for own in numbers])
@@ -54,13 +67,9 @@ class Split:
     def rows(self, which: np.ndarray | None = None) -> tuple[_Rows, np.ndarray, np.ndarray]:
         """Returns the rows of some videos, the target of each row, and each video's first row."""
         which = np.arange(len(self.videos)) if which is None else which
-        counts = np.array([self.videos[i].count for i in which])
-        index = np.concatenate(
-            [
-                np.arange(self.videos[i].start, self.videos[i].start + n)
-                for i, n in zip(which, counts, strict=True)
-            ]
-        )
+        chosen = [self.videos[i] for i in which]
+        counts = np.array([video.count for video in chosen])
+        index = np.concatenate([np.arange(v.start, v.start + v.count) for v in chosen])
         starts = np.concatenate([[0], np.cumsum(counts)[:-1]])
         return _Rows(self._rows_RD, index), np.repeat(self.targets[which], counts, axis=0), starts
 
@@ -96,66 +105,61 @@ def run(
     train: Features,
     test: Features,
     settings: ProbeSettings,
-    labels: Labels = lambda video: video.labels,
+    train_labels: Labels = lambda video: video.labels,
+    test_labels: Labels = lambda video: video.labels,
 ) -> Outcome:
     """Fits a probe on one split's features and scores it on another's.
 
-    Videos with exactly one label each make it a choice among classes, scored by top-1 and top-5
+    Where every video has one label, it is a choice among classes, scored by top-1 and top-5
     accuracy; otherwise every class is a question of its own, scored by mean average precision. The
     decision values of a video's rows are averaged, as published.
 
     Raises:
         UserError: a split has no labels, or there are fewer than two classes.
     """
-    single = all(len(labels(v)) <= 1 for part in (train, test) for v in part.videos)
-    names = {name for part in (train, test) for v in part.videos for name in labels(v)}
-    classes = tuple(
-        sorted(
-            names, key=lambda name: (not name.isdigit(), int(name) if name.isdigit() else 0, name)
-        )
-    )
-    splits = {}
-    for flag, part in (("--train", train), ("--test", test)):
-        splits[flag] = Split(part, labels, classes, single)
-        if not splits[flag].videos:
-            raise UserError(
-                f"{flag}: none of its {len(part.videos)} videos has a label. Ingest them with "
-                "labels (a table with a column 'labels', or --labels_from=folder)."
-            )
-    split, held = splits["--train"], splits["--test"]
+    labelled = (("--train", train, train_labels), ("--test", test, test_labels))
+    every = [labels(video) for _, part, labels in labelled for video in part.videos]
+    single = all(len(own) <= 1 for own in every)
+    classes = tuple(sorted({name for own in every for name in own}))
+    known, held = (Split(flag, part, labels, classes, single) for flag, part, labels in labelled)
     C, notes = settings.C or DEFAULT_C[settings.name], []
     if settings.sweep:
-        C, note = _choose_C(split, len(classes), settings)
+        C, note = _choose_C(known, len(classes), settings)
         notes.append(note)
-    rows, targets, _ = split.rows()
+    rows, targets, _ = known.rows()
     probe = _fit(settings, rows, targets, len(classes), C)
-    unseen = [name for i, name in enumerate(classes) if not _occurs(split.targets, i)]
+    unseen = [name for i, name in enumerate(classes) if not _occurs(known.targets, i)]
     if unseen:
-        notes.append(
-            f"{len(unseen)} classes of --test do not occur in --train: {', '.join(unseen[:5])}"
-        )
-    scored, statistic = _score(probe, held, single)
-    trained, _ = _score(probe, split, single, intervals_too=False)
+        named = ", ".join(unseen[:5])
+        notes.append(f"{len(unseen)} classes of --test do not occur in --train: {named}")
+    statistics = _statistics(probe, held)
     row = {
         "probe": settings.name,
         "C": C,
         "classes": len(classes),
-        "train_videos": len(split.videos),
+        "train_videos": len(known.videos),
         "test_videos": len(held.videos),
         "train_rows": len(rows),
         "left_out": {
             "train_unreadable": len(train.bad),
             "test_unreadable": len(test.bad),
-            "train_unlabelled": len(train.videos) - len(split.videos),
+            "train_unlabelled": len(train.videos) - len(known.videos),
             "test_unlabelled": len(test.videos) - len(held.videos),
         },
-        "metrics": scored,
-        "train_metrics": trained,
-        "notes": notes + list(probe.notes),
+        "metrics": {
+            name: intervals.over_videos(statistic, len(held.videos)).as_dict()
+            for name, statistic in statistics.items()
+        },
+        "train_metrics": {
+            name: statistic(np.ones(len(known.videos)))
+            for name, statistic in _statistics(probe, known).items()
+        },
+        "notes": [*notes, *probe.notes],
     }
     if single:
-        row["always_the_commonest"] = _commonest(split.targets, held.targets)
-    return Outcome(row, statistic, tuple(video.id for video in held.videos))
+        row["always_the_commonest"] = _commonest(known.targets, held.targets)
+    ids = tuple(video.id for video in held.videos)
+    return Outcome(row, next(iter(statistics.values())), ids)
 
 
 def _fit(settings: ProbeSettings, rows: Any, targets: np.ndarray, classes: int, C: float):
@@ -163,31 +167,19 @@ def _fit(settings: ProbeSettings, rows: Any, targets: np.ndarray, classes: int, 
     return fit(rows, targets, classes, C=C, seed=settings.seed)
 
 
-def _score(
-    probe: probes.LinearProbe,
-    split: Split,
-    single: bool,
-    which: np.ndarray | None = None,
-    intervals_too: bool = True,
-) -> tuple[dict[str, Any], intervals.Statistic]:
-    """Returns the metrics of a split's videos, and the main one as a statistic of them."""
+def _statistics(
+    probe: probes.LinearProbe, split: Split, which: np.ndarray | None = None
+) -> dict[str, intervals.Statistic]:
+    """Returns the metrics of (some of) a split's videos, the main one first."""
     rows, _, starts = split.rows(which)
     targets = split.targets if which is None else split.targets[which]
     scores_NC = probes.mean_per_video(probe.scores(rows), starts)
-    statistics: Mapping[str, intervals.Statistic]
-    if single:
-        credit = {k: metrics.top_k_credit(scores_NC, targets, k) for k in (1, 5)}
-        statistics = {f"top{k}": intervals.weighted_mean(credit[k]) for k in credit}
-    else:
-        statistics = {"mAP": metrics.MeanAveragePrecision(scores_NC, targets)}
-    everyone = np.ones(len(targets))
-    values: dict[str, Any] = {}
-    for name, statistic in statistics.items():
-        if intervals_too:
-            values[name] = intervals.over_videos(statistic, len(targets)).as_dict()
-        else:
-            values[name] = statistic(everyone)
-    return values, next(iter(statistics.values()))
+    if split.single:
+        return {
+            f"top{k}": intervals.weighted_mean(metrics.top_k_credit(scores_NC, targets, k))
+            for k in (1, 5)
+        }
+    return {"mAP": metrics.MeanAveragePrecision(scores_NC, targets)}
 
 
 def _choose_C(split: Split, classes: int, settings: ProbeSettings) -> tuple[float, str]:
@@ -199,9 +191,10 @@ def _choose_C(split: Split, classes: int, settings: ProbeSettings) -> tuple[floa
     reached = []
     for C in SWEEP_C:
         probe = _fit(settings, rows, targets, classes, C)
-        values, _ = _score(probe, split, split.targets.ndim == 1, held, intervals_too=False)
-        reached.append(next(iter(values.values())))
-    best = SWEEP_C[int(np.argmax(reached))]  # the first of equals: the stronger regularisation
+        statistic = next(iter(_statistics(probe, split, held).values()))
+        reached.append(statistic(np.ones(count)))
+    # The first of equals is the strongest regularisation.
+    best = SWEEP_C[int(np.argmax(np.nan_to_num(reached)))]
     tried = ", ".join(
         f"{C:g}: {100 * value:.1f}" for C, value in zip(SWEEP_C, reached, strict=True)
     )

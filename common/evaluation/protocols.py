@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 
 from common.errors import UserError
-from common.method import AudioInput, VideoInput
 
 # Frames are shown at 224 of 256 pixels, at whatever size the encoder takes (Recasens et al., 2021).
 RESIZE_NUMERATOR, RESIZE_DENOMINATOR = 256, 224
@@ -28,7 +27,6 @@ class Protocol:
             a single one lies in the middle.
         test_crops: square crops of each clip, from the top left corner to the bottom right along
             the diagonal, as published; a single one lies in the middle.
-        frames_factor: clip length in units of what the encoder was trained with.
     """
 
     name: str
@@ -36,13 +34,6 @@ class Protocol:
     train_passes: int
     test_clips: int
     test_crops: int
-    frames_factor: int
-
-    def inputs(self, inputs: VideoInput | AudioInput) -> VideoInput | AudioInput:
-        """Returns what the encoder is fed under this protocol."""
-        if isinstance(inputs, AudioInput):
-            return inputs
-        return dataclasses.replace(inputs, num_frames=inputs.num_frames * self.frames_factor)
 
 
 PROTOCOLS = {
@@ -51,11 +42,10 @@ PROTOCOLS = {
         Protocol(
             name="released",
             about="BraVe's published linear evaluation: 10 random training clips per video, "
-            "10 x 3 test clips, twice the frames of training (32 of stride 2 for 16)",
+            "10 x 3 test clips",
             train_passes=10,
             test_clips=10,
             test_crops=3,
-            frames_factor=2,
         ),
         Protocol(
             name="even",
@@ -63,7 +53,6 @@ PROTOCOLS = {
             train_passes=0,
             test_clips=4,
             test_crops=1,
-            frames_factor=1,
         ),
         Protocol(
             name="quick",
@@ -71,7 +60,6 @@ PROTOCOLS = {
             train_passes=0,
             test_clips=1,
             test_crops=1,
-            frames_factor=1,
         ),
     )
 }

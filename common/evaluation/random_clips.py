@@ -18,7 +18,7 @@ def cutter(
     What is drawn depends on the seed, the number of the video and the pass alone.
 
     Args:
-        inputs: what the encoder takes, under the protocol.
+        inputs: what the encoder takes.
         passes: clips per video.
         seed: of the draws.
         rates: of records that do not say.

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from common.data import records
+from common.errors import UserError
 from common.evaluation import clips
 from common.evaluation.features import BadClip, Example
 from common.evaluation.protocols import Protocol
@@ -40,7 +41,15 @@ class SourceReader:
             modality: "frames" or "audio".
             cut: makes the clips.
             rates: of records that do not say.
+
+        Raises:
+            UserError: the source has nothing of that modality, or no labels.
         """
+        for wanted in (modality, "labels"):
+            if wanted not in source.modalities:
+                raise UserError(
+                    f"{source.name} has no {wanted}; it has {sorted(source.modalities)}."
+                )
         self._source, self._cut, self._rates = source, cut, rates
         self._modalities = frozenset({modality, "labels"})
 
@@ -97,7 +106,7 @@ def cut(
 
     Args:
         clip: the record.
-        inputs: what the encoder takes in training; the protocol may lengthen it.
+        inputs: what the encoder takes.
         protocol: which clips are cut.
         rates: of records that do not say.
 
@@ -107,7 +116,6 @@ def cut(
     Raises:
         BadClip: the record lacks frames or sound, or a frame cannot be decoded.
     """
-    inputs = protocol.inputs(inputs)
     if isinstance(inputs, AudioInput):
         return clips.audio_clips(sound(clip, inputs, rates), inputs, protocol)
     if not clip.frames_jpeg:

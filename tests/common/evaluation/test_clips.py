@@ -14,8 +14,8 @@ from common.method import AudioInput, VideoInput
 PACK = golden_rules.Pack("brave")
 
 
-def _protocol(num_clips, crops=1, factor=1):
-    return protocols.Protocol("test", "", 0, num_clips, crops, factor)
+def _protocol(num_clips, crops=1):
+    return protocols.Protocol("test", "", 0, num_clips, crops)
 
 
 @pytest.mark.parametrize("name", ["resize_a", "resize_b", "resize_c", "resize_d"])
@@ -130,8 +130,6 @@ def test_a_truncated_frame_is_an_error_and_never_a_grey_area():
 def test_the_released_protocol_is_the_published_one():
     released = protocols.get("released")
     assert (released.train_passes, released.test_clips, released.test_crops) == (10, 10, 3)
-    narrow = VideoInput(num_frames=16, frame_rate=25.0, stride=2, size=224)
-    assert released.inputs(narrow).num_frames == 32
 
 
 def test_an_unknown_protocol_is_answered_with_those_there_are():

@@ -89,7 +89,7 @@ def test_labels_can_come_from_elsewhere():
     def halves(video):
         return ("first",) if video.labels == ("a",) else ("rest",)
 
-    row = linear.run(train, test, linear.ProbeSettings(C=0.1), halves).row
+    row = linear.run(train, test, linear.ProbeSettings(C=0.1), halves, halves).row
     assert row["classes"] == 2
     assert row["metrics"]["top1"]["value"] == 1.0
 

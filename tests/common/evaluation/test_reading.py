@@ -10,6 +10,7 @@ from PIL import Image
 
 from common.data import records, shards
 from common.data.sources import Source
+from common.errors import UserError
 from common.evaluation import baselines, embedding, features, protocols, random_clips, reading
 from common.method import AudioInput, Encoder, VideoInput
 
@@ -110,6 +111,13 @@ def test_what_a_record_lacks_is_said_and_never_made_up(tmp_path, changes, inputs
         cut = lambda clip, _: reading.cut(clip, inputs, protocols.get("quick"))  # noqa: E731
     with pytest.raises(features.BadClip, match=message):
         reading.SourceReader(source, "frames", cut, RATES)(0)
+
+
+def test_a_source_without_sound_is_refused_before_anything_is_read(tmp_path):
+    source = make_source(tmp_path / "data", [make_clip("a")])
+    silent = dataclasses.replace(source, modalities=frozenset({"frames", "labels"}))
+    with pytest.raises(UserError, match="has no audio"):
+        reading.SourceReader(silent, "audio", lambda *_: np.zeros(1), RATES)
 
 
 def test_a_damaged_record_is_named_by_its_shard(tmp_path):

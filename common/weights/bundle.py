@@ -1,0 +1,288 @@
+"""Bundles: folders that hold a trained model and all that is needed to use it.
+
+    weights.safetensors   every array of the model, by path
+    config.json           the configuration it was trained with
+    preprocessing.json    what the encoders take, and how files become that
+    versions.json         of the format and of the libraries that made it
+    README.md             the model card
+
+A bundle is read without the trainer, without TensorFlow, and without running anything it holds.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import importlib.metadata
+import json
+import os
+import pathlib
+import shutil
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from common import config as config_lib
+from common import methods, state
+from common.data import convert, records, tables
+from common.errors import UserError
+from common.evaluation import reading
+from common.evaluation.embedding import Embedder
+from common.evaluation.features import BadClip, Example, in_order
+from common.evaluation.protocols import Protocol
+from common.method import AudioInput, Encoder, VideoInput
+from common.weights import loading, model_card
+
+FORMAT = 1
+_WEIGHTS, _CONFIG, _PREPROCESSING = "weights.safetensors", "config.json", "preprocessing.json"
+_VERSIONS, _CARD = "versions.json", "README.md"
+_NAMED = 10  # bad files named in an error
+_LIBRARIES = ("jax", "flax", "numpy", "safetensors", "av", "pillow", "opencv-python-headless")
+
+
+@dataclasses.dataclass(frozen=True)
+class Bundle:
+    """A trained model that embeds files and arrays.
+
+    Attributes:
+        path: where it was loaded from.
+        model: the weights, with the method and the configuration they belong to.
+        protocol: which clips of a file are embedded and averaged.
+        stored: how a file becomes frames and sound, as for the records it was trained on.
+    """
+
+    path: pathlib.Path
+    model: loading.Loaded
+    protocol: Protocol
+    stored: convert.Settings
+
+    @property
+    def encoders(self) -> dict[str, Encoder]:
+        """The encoders by name, with the shapes they take and return."""
+        return dict(self.model.method.encoders)
+
+    def embed_videos(self, paths: Sequence[str | os.PathLike[str]]) -> np.ndarray:
+        """Returns one feature per video file, float32 (N, D), the mean over its clips.
+
+        A file is decoded, sampled and cut as ingest and evaluation would; the result does not
+        depend on what else is in the list.
+
+        Raises:
+            UserError: the bundle has no video encoder, or files cannot be read; names them.
+        """
+        return self._embed_files("video", paths)
+
+    def embed_audio(self, paths: Sequence[str | os.PathLike[str]]) -> np.ndarray:
+        """Returns one feature per sound or video file, float32 (N, D); see `embed_videos`."""
+        return self._embed_files("audio", paths)
+
+    def embed(self, encoder: str, clips: np.ndarray) -> np.ndarray:
+        """Returns one feature per clip, float32 (N, D), for arrays as the encoder takes them.
+
+        Args:
+            encoder: its name.
+            clips: uint8 (N, T, S, S, 3) or int16 (N, samples); see ``encoders[name].inputs``.
+
+        Raises:
+            UserError: no such encoder, or clips of another shape or dtype.
+        """
+        _check_clips(encoder, self.model.encoder(encoder), clips)
+        return self._embedder(encoder).all(clips)
+
+    def _embed_files(self, name: str, paths: Sequence[str | os.PathLike[str]]) -> np.ndarray:
+        if isinstance(paths, str | os.PathLike):
+            raise UserError(f"Give a list of paths, such as [{str(paths)!r}].")
+        encoder = self.model.encoder(name)
+        files = [os.fspath(path) for path in paths]
+        features_ND = np.empty((len(files), encoder.dim), np.float32)
+        bad = []
+        read = functools.partial(self._read_file, files, encoder)
+        for number, outcome in in_order(range(len(files)), read, threads=0):
+            if isinstance(outcome, BadClip):
+                bad.append(f"{files[number]}: {outcome}")
+            elif not bad:
+                features_ND[number] = self._embedder(name).all(outcome.inputs).mean(axis=0)
+        if bad:
+            more = f"\n  and {len(bad) - _NAMED} more" if len(bad) > _NAMED else ""
+            raise UserError(
+                f"{len(bad)} of {len(files)} files cannot be embedded:\n  "
+                + "\n  ".join(bad[:_NAMED])
+                + more
+            )
+        return features_ND
+
+    def _read_file(self, files: Sequence[str], encoder: Encoder, number: int) -> Example:
+        """Makes the record that ingest would make of a file, and cuts its clips."""
+        path = files[number]
+        audio = encoder.inputs.sample_rate if isinstance(encoder.inputs, AudioInput) else 0
+        settings = dataclasses.replace(self.stored, audio_rate=audio)
+        item = tables.Item(id=path, path=os.path.abspath(path), name=path)
+        outcome = convert.convert(item, (), settings)
+        if outcome.record is None:
+            raise BadClip(outcome.reason)
+        clip = records.deserialize(outcome.record)
+        return Example(path, (), reading.cut(clip, encoder.inputs, self.protocol))
+
+    def _embedder(self, name: str) -> Embedder:
+        cache = self.__dict__.setdefault("_embedders", {})
+        if name not in cache:
+            clips = self.protocol.test_clips * self.protocol.test_crops
+            cache[name] = Embedder(self.model.encoder(name), self.model.model, clips)
+        return cache[name]
+
+
+def load_bundle(path: str | os.PathLike[str]) -> Bundle:
+    """Opens a bundle.
+
+    Raises:
+        UserError: it is no bundle, of a newer format, or does not fit this version of the code.
+    """
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    folder = pathlib.Path(path)
+    try:
+        versions = json.loads((folder / _VERSIONS).read_text())
+        if versions["format"] != FORMAT:
+            raise UserError(
+                f"{folder} has bundle format {versions['format']}; this version reads {FORMAT}. "
+                "Install the version of zoetrope that made it, or export it again."
+            )
+        config = config_lib.from_json((folder / _CONFIG).read_text())
+        preprocessing = json.loads((folder / _PREPROCESSING).read_text())
+        arrays = load_file(folder / _WEIGHTS)
+        protocol = Protocol(**preprocessing["protocol"])
+        stored = convert.Settings(**preprocessing["stored"])
+    except FileNotFoundError as error:
+        what = error.filename or error  # safetensors puts the path into the message
+        raise UserError(f"{folder} is no bundle: there is no {what}.") from None
+    except (ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
+        raise UserError(f"{folder} is no whole bundle: {error}") from error
+    method = methods.create(config)
+    if _encoder_facts(method.encoders) != preprocessing["encoders"]:
+        raise UserError(
+            f"{folder}: the encoders of its configuration take or return other shapes than "
+            f"{_PREPROCESSING} says; it was made by another version of the code."
+        )
+    model = _model(method, arrays, folder)
+    origin = {"kind": "bundle", "path": str(folder), "made_from": versions["made_from"]}
+    return Bundle(folder, loading.Loaded(config, method, model, origin), protocol, stored)
+
+
+def save_bundle(
+    loaded: loading.Loaded,
+    folder: str | os.PathLike[str],
+    protocol: Protocol,
+    stored: convert.Settings,
+    results: dict[str, Any] | None = None,
+) -> None:
+    """Writes a bundle; it appears whole or not at all.
+
+    Args:
+        loaded: the model.
+        folder: to make; must not exist.
+        protocol: which clips of a file are embedded.
+        stored: how files become frames and sound.
+        results: what ``common.evaluate`` wrote, for the model card.
+
+    Raises:
+        UserError: the folder exists already.
+    """
+    from safetensors.numpy import save_file
+
+    folder = pathlib.Path(folder)
+    if folder.exists():
+        raise UserError(f"{folder} exists already; nothing was written. Name another --output.")
+    partial = folder.with_name(f"{folder.name}.partial-{os.getpid()}")
+    partial.mkdir(parents=True)
+    try:
+        arrays = loading.arrays(loaded.model)
+        save_file(arrays, partial / _WEIGHTS)
+        (partial / _CONFIG).write_text(config_lib.to_json(loaded.config))
+        preprocessing = {
+            "encoders": _encoder_facts(loaded.method.encoders),
+            "protocol": dataclasses.asdict(protocol),
+            "stored": dataclasses.asdict(stored),
+        }
+        _write_json(partial / _PREPROCESSING, preprocessing)
+        versions = {"format": FORMAT, "made_from": loaded.origin, **_versions()}
+        _write_json(partial / _VERSIONS, versions)
+        card = model_card.render(loaded, arrays, protocol, versions, results)
+        (partial / _CARD).write_text(card)
+        partial.rename(folder)
+    except BaseException:
+        shutil.rmtree(partial)
+        raise
+
+
+def _write_json(path: pathlib.Path, value: Any) -> None:
+    path.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n")
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": ".".join(map(str, sys.version_info[:3]))}
+    for name in ("zoetrope", *_LIBRARIES):
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:  # used from a source tree
+            found[name] = "not installed as a package"
+    return found
+
+
+def _encoder_facts(encoders: Any) -> dict[str, Any]:
+    """Returns what `Encoder` says, in JSON's types."""
+    return {
+        name: {
+            "input": "video" if isinstance(encoder.inputs, VideoInput) else "audio",
+            **dataclasses.asdict(encoder.inputs),
+            "dim": encoder.dim,
+        }
+        for name, encoder in encoders.items()
+    }
+
+
+def _model(method: Any, arrays: dict[str, np.ndarray], folder: pathlib.Path) -> Any:
+    """Returns the method's model with the arrays as its weights; all must fit."""
+    graphdef, params, rest = loading.abstract(method)
+    wanted = {"params": params, "state": rest}
+    paths = {
+        f"{part}/{path}": leaf
+        for part, tree in wanted.items()
+        for path, leaf in state.flatten(tree).items()
+    }
+    problems = [f"{path} is missing" for path in paths.keys() - arrays.keys()]
+    problems += [f"{path} is not of this model" for path in arrays.keys() - paths.keys()]
+    problems += [
+        f"{path} has shape {arrays[path].shape}, expected {leaf.shape}"
+        for path, leaf in paths.items()
+        if path in arrays and arrays[path].shape != leaf.shape
+    ]
+    if problems:
+        raise UserError(
+            f"{folder / _WEIGHTS} does not hold this model ({len(problems)} arrays differ, such as "
+            f"{min(problems)})."
+        )
+    params, rest = (
+        jax.tree_util.tree_map_with_path(
+            lambda at, _, part=part: arrays[f"{part}/{state.path_of(at)}"], tree
+        )
+        for part, tree in wanted.items()
+    )
+    return state.merge(graphdef, params, rest)
+
+
+def _check_clips(name: str, encoder: Encoder, clips: np.ndarray) -> None:
+    inputs = encoder.inputs
+    if isinstance(inputs, VideoInput):
+        shape: tuple[int, ...] = (inputs.num_frames, inputs.size, inputs.size, 3)
+        dtype = np.dtype(np.uint8)
+    else:
+        shape, dtype = (inputs.num_samples,), np.dtype(np.int16)
+    if clips.dtype != dtype or clips.shape[1:] != shape:
+        raise UserError(
+            f"The {name} encoder takes {dtype} arrays of shape (N, {', '.join(map(str, shape))}); "
+            f"these are {clips.dtype} of shape {clips.shape}."
+        )

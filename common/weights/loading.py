@@ -1,0 +1,112 @@
+"""Opens a trained model: from a run, a published file, a bundle, or fresh from a seed."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import os
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+
+from common import methods, state
+from common.errors import UserError
+from common.method import Encoder, Method
+
+
+@dataclasses.dataclass(frozen=True)
+class Loaded:
+    """A method with the weights of one training.
+
+    Attributes:
+        config: the configuration it was trained with.
+        method: built from it.
+        model: the weights.
+        origin: where they come from, for people and for JSON.
+    """
+
+    config: Any
+    method: Method
+    model: nnx.Module
+    origin: dict[str, Any]
+
+    def encoder(self, name: str) -> Encoder:
+        """Returns an encoder by name; raises `UserError` naming those there are."""
+        encoders = self.method.encoders
+        if name not in encoders:
+            raise UserError(
+                f"There is no encoder {name!r} in this model; it has {', '.join(encoders)}."
+            )
+        return encoders[name]
+
+
+def from_workdir(workdir: str | os.PathLike[str], step: int | None = None) -> Loaded:
+    """Returns the model of a run: its newest whole checkpoint, or that of `step`.
+
+    Where the run keeps a moving average of the parameters, that is what it is evaluated with.
+
+    Raises:
+        UserError: there is no run, or no such checkpoint.
+    """
+    from common import checkpoint
+    from common import config as config_lib
+
+    config = config_lib.read(workdir)
+    method = methods.create(config)
+    step, saved = checkpoint.read(workdir, step)
+    averaged = saved["ema"] is not None
+    params = saved["ema"] if averaged else saved["params"]
+    graphdef, _, _ = abstract(method)
+    model = state.merge(graphdef, params, saved["model_state"])
+    origin = {"kind": "run", "path": str(workdir), "step": step, "averaged": averaged}
+    return Loaded(config, method, model, origin)
+
+
+def from_published(path: str | os.PathLike[str], config: Any) -> Loaded:
+    """Returns the model of a published file; `config` says which method and architecture it has.
+
+    Raises:
+        UserError: the file cannot be read or holds another model.
+    """
+    from common.weights import published
+
+    layout = published.layout_of(config)
+    loaded = from_seed(config, config.seed)
+    layout.load(path, loaded.model)
+    return dataclasses.replace(loaded, origin={"kind": "published file", "path": str(path)})
+
+
+def from_seed(config: Any, seed: int) -> Loaded:
+    """Returns an untrained model of the architecture that `config` describes."""
+    method = methods.create(config)
+    graphdef, _, _ = abstract(method)
+    params, rest = jax.jit(lambda: state.split(method.build(nnx.Rngs(seed))))()
+    model = state.merge(graphdef, params, rest)
+    return Loaded(config, method, model, {"kind": "untrained", "seed": seed})
+
+
+def abstract(method: Method) -> tuple[nnx.GraphDef, state.Tree, state.Tree]:
+    """Returns a model's structure and the shapes of its parameters and other variables."""
+    model = nnx.eval_shape(lambda: method.build(nnx.Rngs(0)))
+    return nnx.graphdef(model), *state.split(model)
+
+
+def arrays(model: nnx.Module) -> dict[str, np.ndarray]:
+    """Returns every array of a model by path: ``params/...`` and ``state/...``."""
+    params, rest = state.split(model)
+    return {
+        f"{part}/{path}": np.asarray(leaf)
+        for part, tree in (("params", params), ("state", rest))
+        for path, leaf in state.flatten(tree).items()
+    }
+
+
+def fingerprint(model: nnx.Module) -> str:
+    """Returns a digest of all weights: equal models have equal ones."""
+    digest = hashlib.sha256()
+    for path, array in sorted(arrays(model).items()):
+        digest.update(f"{path} {array.dtype} {array.shape} ".encode())
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()

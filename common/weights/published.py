@@ -1,0 +1,42 @@
+"""Which methods have a published file layout, and where it is read and written.
+
+The counterpart of ``common/methods.py`` for files of other people's making: one line per method,
+and nothing of a layout is known outside the method's own package.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any, Protocol
+
+from flax import nnx
+
+from common.errors import UserError
+
+
+class Layout(Protocol):
+    """A module that reads and writes one layout."""
+
+    def load(self, path: str | os.PathLike[str], model: nnx.Module) -> Any:
+        """Fills `model` from a file, running no code in it; raises `UserError`."""
+        ...
+
+    def save(self, path: str | os.PathLike[str], model: nnx.Module, config: Any) -> None:
+        """Writes `model`, built from ``config.model``, to a new file; raises `UserError`."""
+        ...
+
+
+def layout_of(config: Any) -> Layout:
+    """Returns the published layout of the method that ``config.method`` names.
+
+    Raises:
+        UserError: it has none.
+    """
+    from brave import checkpoint_layout as brave
+
+    layouts = {"brave": brave}
+    if config.method not in layouts:
+        raise UserError(
+            f"Method {config.method!r} has no published layout; these have one: {sorted(layouts)}."
+        )
+    return layouts[config.method]
