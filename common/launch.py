@@ -20,7 +20,9 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import platform
 import sys
+import zlib
 from collections.abc import Callable
 
 from absl import app, flags
@@ -30,6 +32,7 @@ from common.errors import UserError
 
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130  # what shells expect after Ctrl-C
+_CACHE_BYTES = 4 << 30  # of compiled programs; the least recently used go first
 
 
 class _Formatter(logging.Formatter):
@@ -72,6 +75,31 @@ def _parse_flags(argv: list[str]) -> list[str]:
         message = config.explain(argv, error)
     print(f"{message}\nPass --help to see the flags.", file=sys.stderr)
     sys.exit(EXIT_USER_ERROR)
+
+
+def keep_compiled_programs() -> None:
+    """Makes JAX keep what it compiles in ``$XDG_CACHE_HOME/zoetrope``, so that restarts are quick.
+
+    A folder that the user chose (JAX_COMPILATION_CACHE_DIR) stays chosen. Programs for the CPU hold
+    its instructions, so every kind of CPU has its own folder.
+    """
+    import jax
+
+    if jax.config.jax_compilation_cache_dir is not None:
+        return
+    cpu = f"{platform.machine()}-{zlib.crc32(_cpu_features()):08x}"
+    cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    jax.config.update("jax_compilation_cache_dir", os.path.join(cache, "zoetrope", "compiled", cpu))
+    jax.config.update("jax_compilation_cache_max_size", _CACHE_BYTES)
+
+
+def _cpu_features() -> bytes:
+    """Returns what tells kinds of CPU apart, as far as the system says."""
+    try:
+        with open("/proc/cpuinfo", "rb") as file:
+            return next((line for line in file if line.startswith((b"flags", b"Features"))), b"")
+    except OSError:
+        return platform.processor().encode()
 
 
 def run(main: Callable[[list[str]], int | None], define_flags: Callable[[], None]) -> None:

@@ -30,6 +30,7 @@ import os
 import pathlib
 import signal
 import threading
+import time
 import types
 from collections.abc import Iterator, Mapping
 from typing import Any, Protocol
@@ -101,10 +102,10 @@ def train(
         data.batches(start), program.batch_sharding, config.data.prefetch
     )
     try:
+        _describe(program, workdir, start)
         step = program.compile()  # while the first batches are being read
         if state is None:
             state = program.init()
-        _describe(program, workdir, start)
         return _run(program, step, state, batches, checkpoints, workdir)
     finally:
         batches.close()
@@ -126,7 +127,16 @@ class Program:
 
     def compile(self) -> jax.stages.Compiled:
         """Compiles the step for the shapes of this configuration."""
-        return self.step.lower(self.like, self.batch_like).compile()
+        start = time.perf_counter()
+        compiled = self.step.lower(self.like, self.batch_like).compile()
+        flops, memory = step_flops(compiled, self.config), compiled.memory_analysis()
+        _log.info(
+            "compiled in %.0f s; per step and device %s, %s of memory",
+            time.perf_counter() - start,
+            f"{flops:.3g} FLOPs" if flops else "an unknown number of FLOPs",
+            f"{step_memory(memory) / 2**30:.2f} GiB" if memory else "an unknown amount",
+        )
+        return compiled
 
 
 def build(method: Method, config: Any) -> Program:
@@ -158,7 +168,9 @@ def build(method: Method, config: Any) -> Program:
         donate_argnums=0,
         out_shardings=(state_shardings, sharding.replicated(mesh)),
     )
-    init = jax.jit(create, out_shardings=state_shardings)
+    # On CPU, LLVM takes four times longer to optimise this than to compile it; and it runs once.
+    hurry = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
+    init = jax.jit(create, out_shardings=state_shardings, compiler_options=hurry)
     return Program(config, mesh, like, specs, batch_like, batch_sharding, init, step)
 
 
@@ -307,6 +319,16 @@ def step_flops(compiled: jax.stages.Compiled, config: Any) -> float | None:
     # XLA counts the body of a loop once. Beside the networks the optimizer is nothing, so that it
     # is multiplied as well does not show.
     return cost["flops"] * config.microbatches
+
+
+def step_memory(memory: Any) -> int:
+    """Returns the bytes that a step needs on one device, by XLA's plan."""
+    return (
+        memory.argument_size_in_bytes
+        + memory.output_size_in_bytes
+        - memory.alias_size_in_bytes
+        + memory.temp_size_in_bytes
+    )
 
 
 class _Signals:

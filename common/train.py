@@ -29,6 +29,7 @@ def main(argv: list[str]) -> int:
     from common import loop, methods
     from common.data import pipeline
 
+    launch.keep_compiled_programs()
     method = methods.create(config)
     try:
         loop.train(method, config, flags.FLAGS.workdir, pipeline.TrainData(config, method.views))

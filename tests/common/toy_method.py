@@ -140,10 +140,10 @@ def _compile(program, compile=loop.Program.compile, compiled={}):  # noqa: B006,
 def losses(workdir):
     """Returns ``{step: the metrics that do not depend on time}``, as text, from metrics.jsonl."""
     result = {}
+    timed = ("time/", "clips_per_second", "flops", "utilisation")
     for line in (pathlib.Path(workdir) / "metrics.jsonl").read_text().splitlines():
         values = json.loads(line)
         assert values["step"] not in result, "a step was written twice"
-        timed = ("time/", "clips_per_second", "flops", "utilisation")
         result[values.pop("step")] = {
             name: value for name, value in values.items() if not name.startswith(timed)
         }
@@ -158,9 +158,11 @@ def same_bits(a, b):
 
 def main(workdir: str, *changes: str) -> None:
     """Trains; ``kill=N`` sends this process the signal ``with`` when it reads batch N."""
-    values = {key: json.loads(value) for key, value in (change.split("=") for change in changes)}
+    pairs = (change.split("=", 1) for change in changes)
+    values = {key.replace(".", "__"): json.loads(value) for key, value in pairs}
     kill, signum = values.pop("kill", None), values.pop("with", signal.SIGKILL)
     launch.set_up_logging()
+    launch.keep_compiled_programs()
 
     def before(step):
         if step == kill:
