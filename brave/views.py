@@ -76,12 +76,12 @@ class BraveViews:
 
     def example(self, record: Mapping[str, tf.Tensor], seed: tf.Tensor) -> dict[str, tf.Tensor]:
         """Cuts all views from one parsed record; runs in tf.data."""
-        from common.data import sampling
+        from common.data import decode, sampling
         from common.tf import tf
 
         rate = self._model.frame_rate
         stored = record["frames"]
-        available = sampling.frames_at_rate(tf.size(stored), record["frame_rate"], rate)
+        available = sampling.frames_at_rate(decode.count(stored), record["frame_rate"], rate)
         common_start = self._start(NARROW, available, seed)
         example = {}
         for number, (view, kind) in enumerate(self._kinds.items()):
@@ -130,7 +130,7 @@ class BraveViews:
             start,
             settings.num_frames,
             settings.stride,
-            tf.size(stored),
+            decode.count(stored),
             record["frame_rate"],
             self._model.frame_rate,
         )

@@ -13,6 +13,7 @@ from collections.abc import Callable
 import cv2
 import numpy as np
 
+from common.data.parts import StoredFrames
 from common.tf import tf
 
 cv2.setNumThreads(1)  # tf.data already runs one clip per core
@@ -21,9 +22,15 @@ _PADDING = 16  # pixels left out on every side by the fallback window
 _SCALES = (8, 4, 2)  # at which JPEG can be decoded without its high frequencies
 
 
-def take(frames: tf.Tensor, indices_T: tf.Tensor) -> tf.Tensor:
+def count(frames: tf.Tensor | StoredFrames) -> tf.Tensor:
+    """Returns the number of stored frames, int64."""
+    return frames.count if isinstance(frames, StoredFrames) else tf.size(frames, tf.int64)
+
+
+def take(frames: tf.Tensor | StoredFrames, indices_T: tf.Tensor) -> tf.Tensor:
     """Returns the encoded frames (T,) at `indices_T`; their number stays statically known."""
-    taken = tf.gather(frames, indices_T)
+    is_stored = isinstance(frames, StoredFrames)
+    taken = frames.read(indices_T) if is_stored else tf.gather(frames, indices_T)
     return tf.ensure_shape(taken, indices_T.shape)
 
 

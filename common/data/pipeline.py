@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from common.data import fake, sources
+from common.data import fake, parts, sources
 from common.data.order import Order
 from common.data.prefetch import SAMPLE_ID, DeviceBatches
 from common.data.records import deserialize
@@ -153,14 +153,10 @@ class TrainData:
         from common.tf import tf
 
         def draw(step: tf.Tensor) -> tuple[tf.Tensor, ...]:
-            source, offset, length = (tf.TensorSpec((None,), tf.int64) for _ in range(3))
-            signature = (
-                tf.TensorSpec((None, 2), tf.int32),
-                source,
-                tf.TensorSpec((None,), tf.string),
-                offset,
-                length,
-            )
+            number = tf.TensorSpec((None,), tf.int64)
+            path = tf.TensorSpec((None,), tf.string)
+            seed = tf.TensorSpec((None, 2), tf.int32)
+            signature = (seed, number, number, path, number, number)
             drawn = tf.numpy_function(self._locate_step, [step], [s.dtype for s in signature])
             return tuple(map(tf.ensure_shape, drawn, [s.shape for s in signature]))
 
@@ -191,18 +187,20 @@ class TrainData:
     def _locate(
         self, number_B: np.ndarray, source_B: np.ndarray, record_B: np.ndarray
     ) -> tuple[np.ndarray, ...]:
-        """Returns seeds (B, 2) and where the records lie: source, path, offset and length (B,)."""
+        """Returns seeds (B, 2) and by example source, record, path, offset and length (B,)."""
         places = [
             self._sources[source].records.locate(record)
             for source, record in zip(source_B, record_B, strict=True)
         ]
         path_B, offset_B, length_B = map(np.array, zip(*places, strict=True))
-        return _seeds(self._config.seed, number_B), source_B, path_B.astype("S"), offset_B, length_B
+        seed_B2 = _seeds(self._config.seed, number_B)
+        return seed_B2, source_B, record_B, path_B.astype("S"), offset_B, length_B
 
     def _example(
         self,
         seed: tf.Tensor,
         source: tf.Tensor,
+        record: tf.Tensor,
         path: tf.Tensor,
         offset: tf.Tensor,
         length: tf.Tensor,
@@ -210,29 +208,26 @@ class TrainData:
         """Reads, parses and decodes one draw, inside a graph."""
         from common.tf import tf
 
-        serialized = _read_record(path, offset, length)
         data = self._config.data
+        wanted = (self._views.modalities, data.default_frame_rate, data.default_audio_rate)
+        spec = self._views.spec()
 
-        def parsed_by(parse: sources.Parse) -> dict[str, tf.Tensor]:
-            record = parse(
-                serialized,
-                self._views.modalities,
-                data.default_frame_rate,
-                data.default_audio_rate,
-            )
-            example = self._views.example(record, seed)
-            return {
-                name: tf.ensure_shape(example[name], entry.shape)
-                for name, entry in self._views.spec().items()
-            }
+        def read_by(way: sources.Parse | None) -> dict[str, tf.Tensor]:
+            if way is None:
+                sets = [source.records for source in self._sources]
+                entries = parts.load(sets, source, record, *wanted)
+            else:
+                entries = way(_read_record(path, offset, length), *wanted)
+            example = self._views.example(entries, seed)
+            return {name: tf.ensure_shape(example[name], spec[name].shape) for name in spec}
 
-        # One branch per way of parsing, not per source: a mixture of folders has a single one.
-        ways = list(dict.fromkeys(source.parse for source in self._sources))
+        # One branch per way of reading, not per source: a mixture of folders has a single one.
+        way_of_source = [None if s.in_parts else s.parse for s in self._sources]
+        ways = list(dict.fromkeys(way_of_source))
         if len(ways) == 1:
-            return parsed_by(ways[0])
-        way_of_source = tf.constant([ways.index(s.parse) for s in self._sources])
-        branches = [functools.partial(parsed_by, way) for way in ways]
-        return tf.switch_case(way_of_source[source], branches)
+            return read_by(ways[0])
+        branches = [functools.partial(read_by, way) for way in ways]
+        return tf.switch_case(tf.constant([ways.index(w) for w in way_of_source])[source], branches)
 
     def _stand_in(
         self, number: int, source: int, record_K: np.ndarray, error: Exception
@@ -268,8 +263,11 @@ class TrainData:
             self._sources[source].records.read(record)
         except BadRecord as bad:
             return bad.why
-        # TensorFlow repeats the whole graph in its messages; the first line says what happened.
-        return str(getattr(error, "message", error)).strip().splitlines()[0]
+        # TensorFlow repeats the whole graph in its messages; the first line says what happened,
+        # with the error's type in front where it came from Python.
+        line = str(getattr(error, "message", error)).strip().splitlines()[0]
+        number = self._sources[source].records.name(record).rpartition(":")[2]
+        return line.rpartition(f", record {number}: ")[2]
 
     def _leave_out(self, source: int, record: int, why: str) -> None:
         """Counts and logs a clip that is left out.

@@ -8,6 +8,9 @@ https://github.com/google-deepmind/brave). Clips that are too short are repeated
 
 from __future__ import annotations
 
+import numpy as np
+
+from common.data.parts import StoredSound
 from common.tf import tf
 
 _SLACK = 1e-4  # of a frame: rates are stored in float32
@@ -53,7 +56,7 @@ def clip_indices(
 
 
 def synced_waveform(
-    waveform_N: tf.Tensor,
+    waveform_N: tf.Tensor | StoredSound,
     stored_rate: tf.Tensor,
     start: tf.Tensor,
     num_frames: tf.Tensor,
@@ -69,7 +72,8 @@ def synced_waveform(
     stored at another rate than `sample_rate` is resampled by a polyphase windowed-sinc filter.
 
     Args:
-        waveform_N: float32 mono in [-1, 1]; what lies outside is clipped.
+        waveform_N: float32 mono in [-1, 1]; what lies outside is clipped. Samples that are not
+            finite are an error of the record.
         stored_rate: Hz of `waveform_N`.
         start: frame at `frame_rate`.
         num_frames: of the clip, at `frame_rate`.
@@ -77,50 +81,55 @@ def synced_waveform(
         num_samples: length of the result.
         sample_rate: Hz of the result.
     """
-    frames = tf.cast(num_frames, tf.float32)
-    per_frame = tf.cast(tf.size(waveform_N), tf.float32) / frames
-    first = tf.cast(tf.cast(start, tf.float32) * per_frame, tf.int64)
-    needed = tf.cast(start, tf.float32) + num_samples / sample_rate * frame_rate
-    repeats = tf.cast(tf.math.ceil(needed / frames), tf.int64)
-    stored_rate = tf.cast(tf.round(stored_rate), tf.int64)
-    length = -(-num_samples * stored_rate // sample_rate)  # of the window, as stored
-    window_N = _repeated_window(to_int16(waveform_N), first, length, repeats)
-    window_N = tf.cond(
-        stored_rate == sample_rate,
-        lambda: window_N,
-        lambda: tf.numpy_function(
-            _resample, [window_N, stored_rate, sample_rate], tf.int16, stateful=False
-        ),
-    )[:num_samples]
-    window_N = tf.pad(window_N, [[0, num_samples - tf.size(window_N)]])
-    return tf.ensure_shape(window_N, (num_samples,))
+
+    def window(stored_rate, start, num_frames, *place) -> np.ndarray:
+        waveform_N = sound.read(*place)
+        stored_rate = round(float(stored_rate))
+        frames, start = np.float32(num_frames), np.float32(start)
+        first = int(start * (np.float32(len(waveform_N)) / frames))
+        needed = start + np.float32(num_samples / sample_rate * frame_rate)
+        end = min(
+            first - (-num_samples * stored_rate // sample_rate),
+            len(waveform_N) * int(np.ceil(needed / frames)),
+        )
+        window_N = _resample(_repeated(waveform_N, first, end), stored_rate, sample_rate)
+        pcm_N = np.zeros(num_samples, np.int16)
+        pcm_N[: len(window_N)] = to_int16(window_N[:num_samples])
+        return pcm_N
+
+    sound = waveform_N
+    if not isinstance(sound, StoredSound):
+        sound = StoredSound(lambda waveform_N: waveform_N, (waveform_N,))
+    place = [stored_rate, start, num_frames, *sound.place]
+    pcm_N = tf.numpy_function(window, place, tf.int16, stateful=False)
+    return tf.ensure_shape(pcm_N, (num_samples,))
 
 
-def to_int16(waveform_N: tf.Tensor) -> tf.Tensor:
+def to_int16(waveform_N: np.ndarray) -> np.ndarray:
     """Quantises sound in [-1, 1] to int16, 1.0 to 32767; louder sound is clipped."""
-    return tf.cast(tf.round(tf.clip_by_value(waveform_N, -1.0, 1.0) * 32767.0), tf.int16)
+    if not np.isfinite(waveform_N).all():
+        raise ValueError("the sound has samples that are not finite")
+    scaled_N = np.clip(waveform_N, -1, 1) * np.float32(32767)
+    return np.rint(scaled_N, out=scaled_N).astype(np.int16)
 
 
-def _repeated_window(
-    waveform_N: tf.Tensor, first: tf.Tensor, length: tf.Tensor, repeats: tf.Tensor
-) -> tf.Tensor:
-    """Returns ``tile(waveform, repeats)[first : first + length]``."""
-    fits = first + length <= tf.size(waveform_N, out_type=tf.int64)
-    return tf.cond(
-        fits,
-        lambda: waveform_N[first : first + length],
-        lambda: tf.tile(waveform_N, [repeats])[first : first + length],
-    )
+def _repeated(waveform_N: np.ndarray, first: int, end: int) -> np.ndarray:
+    """Returns samples `first` to `end` of the waveform repeated for ever."""
+    length = len(waveform_N)
+    if end <= length:
+        return waveform_N[first:end]
+    laps = range(first // length, -(-end // length))
+    pieces = [waveform_N[max(first - lap * length, 0) : end - lap * length] for lap in laps]
+    return np.concatenate(pieces)
 
 
-def _resample(window_N, stored_rate, sample_rate):
-    import numpy as np
+def _resample(window_N: np.ndarray, stored_rate: int, sample_rate: int) -> np.ndarray:
+    if stored_rate == sample_rate:
+        return window_N
     import scipy.signal
 
     common = np.gcd(stored_rate, sample_rate)
-    up, down = sample_rate // common, stored_rate // common
-    result = scipy.signal.resample_poly(window_N.astype(np.float32), up, down)
-    return np.clip(np.rint(result), -32768, 32767).astype(np.int16)
+    return scipy.signal.resample_poly(window_N, sample_rate // common, stored_rate // common)
 
 
 def _ratio(numerator: tf.Tensor | float, denominator: tf.Tensor | float) -> tf.Tensor:

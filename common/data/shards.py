@@ -8,27 +8,23 @@ sums, so a flipped byte is an error that names shard and record, never a changed
 from __future__ import annotations
 
 import concurrent.futures
-import dataclasses
-import hashlib
 import logging
 import os
-import pathlib
 import re
 import struct
-import tempfile
 from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import google_crc32c
 import numpy as np
 
+from common.data import files, parts, shard_index
+from common.data.shard_index import Index
 from common.errors import UserError
 
-INDEX_SUFFIX = ".index"
+INDEX_SUFFIX = shard_index.SUFFIX
 _HEADER = 12  # length and its checksum
 _FOOTER = 4  # checksum of the payload
-_INDEX_MAGIC = b"ZOEINDX1"
-_INDEX_HEADER = struct.Struct("<8sQQI")  # magic, shard bytes, records, CRC-32C of what follows
 _SEARCH_BYTES = 1 << 20
 _SHARD_NAME = re.compile(r".*(\.tfrecords?|-\d{5,}-of-\d{5,})$")
 _NUMBERED = re.compile(r"(?P<stem>.*)-(?P<number>\d{5,})-of-(?P<count>\d{5,})(\.tfrecords?)?$")
@@ -52,21 +48,6 @@ class Problem(NamedTuple):
     why: str
 
 
-@dataclasses.dataclass(frozen=True)
-class Index:
-    """Where the records of one shard lie.
-
-    A damaged stretch is listed like a record, so that numbers stay stable and reading it fails with
-    its name: nothing disappears from the count.
-    """
-
-    offsets: np.ndarray  # int64, of the first byte of each frame
-    lengths: np.ndarray  # int64, bytes of payload
-
-    def __len__(self) -> int:
-        return len(self.offsets)
-
-
 def frame(record: bytes) -> bytes:
     """Wraps one payload as it stands in a TFRecord file."""
     length = struct.pack("<Q", len(record))
@@ -81,7 +62,7 @@ def scan(path: str | os.PathLike, verify: bool = False) -> tuple[Index, list[Pro
     Raises:
         UserError: the file cannot be read, or is compressed.
     """
-    with _File(path) as shard:
+    with files.File(path) as shard:
         if shard.read(0, 2) == b"\x1f\x8b":
             raise UserError(f"{path} is gzip-compressed; unpack it: records are read at random.")
         offsets, lengths, problems = [], [], []
@@ -107,14 +88,31 @@ def scan(path: str | os.PathLike, verify: bool = False) -> tuple[Index, list[Pro
 
 
 def write_index(path: str | os.PathLike) -> Index:
-    """Scans a shard and writes its index beside it, whole or not at all; returns the index.
+    """Reads a whole shard and writes its index beside it, with the parts of every record.
 
     Raises:
         OSError: the folder cannot be written.
         UserError: the shard cannot be read.
     """
-    index, _ = scan(path)
-    _write_index(str(path) + INDEX_SUFFIX, index, _size(path))
+    index, problems = scan(path)
+    bad = {problem.number for problem in problems}
+    tables: list[np.ndarray] | None = []
+    with files.File(path) as shard:
+        for number, (offset, length) in enumerate(zip(index.offsets, index.lengths, strict=True)):
+            try:
+                table = (
+                    None
+                    if number in bad
+                    else parts.find(_read_frame(shard, str(path), number, int(offset), int(length)))
+                )
+            except BadRecord:
+                table = None
+            if table is None:  # then the shard is read record by record
+                tables = None
+                break
+            tables.append(table)
+    beside, _ = shard_index.places(path)
+    shard_index.write(beside, index, files.size(path), tables)
     return index
 
 
@@ -122,15 +120,15 @@ def load_index(path: str | os.PathLike) -> Index:
     """Returns the index of a shard, made by one scan where it is missing, stale or damaged.
 
     A new index is kept beside the shard, or under ``$XDG_CACHE_HOME/zoetrope`` where the folder
-    cannot be written.
+    cannot be written. Only headers are scanned, so it does not know the parts of the records.
 
     Raises:
         UserError: the shard cannot be read.
     """
-    size = _size(path)
-    places = (str(path) + INDEX_SUFFIX, _cached_index(path))
+    size = files.size(path)
+    places = shard_index.places(path)
     for place in places:
-        index = _read_index(place, size)
+        index = shard_index.read(place, size)
         if index is not None:
             return index
     index, problems = scan(path)
@@ -138,9 +136,9 @@ def load_index(path: str | os.PathLike) -> Index:
         _log.warning("%s, record %d at byte %d: %s", path, *problem)
     for place in places:
         try:
-            _write_index(place, index, size)
+            shard_index.write(place, index, size, None)
             break
-        except _os_errors():
+        except files.errors():
             continue
     return index
 
@@ -150,7 +148,8 @@ def stored_index(path: str | os.PathLike) -> Index | None:
 
     Unlike `load_index` it never writes.
     """
-    return _read_index(str(path) + INDEX_SUFFIX, _size(path))
+    beside, _ = shard_index.places(path)
+    return shard_index.read(beside, files.size(path))
 
 
 def read_record(path: str | os.PathLike, number: int, offset: int, length: int) -> bytes:
@@ -160,29 +159,33 @@ def read_record(path: str | os.PathLike, number: int, offset: int, length: int) 
         BadRecord: the record is damaged, or not where `offset` and `length` say.
         UserError: the shard cannot be read.
     """
-    with _File(path) as shard:
+    with files.File(path) as shard:
         return _read_frame(shard, str(path), number, offset, length)
 
 
 class RecordSet:
     """All records of a folder or glob of shards, addressed by one number each."""
 
-    def __init__(self, paths: Sequence[str], parts: Sequence[tuple[int, int]] | None = None):
+    def __init__(self, paths: Sequence[str], ranges: Sequence[tuple[int, int]] | None = None):
         """Opens shards; record numbers follow their order.
 
         Args:
             paths: of the shards.
-            parts: first record and end of what is used of each shard; all of it by default.
+            ranges: first record and end of what is used of each shard; all of it by default.
         """
         self.paths = list(paths)
         with concurrent.futures.ThreadPoolExecutor(16) as pool:
             indices = list(pool.map(load_index, self.paths))
-        used = [slice(*part) for part in parts] if parts else [slice(None)] * len(indices)
+        used = [slice(*range_) for range_ in ranges] if ranges else [slice(None)] * len(indices)
         offsets = [index.offsets[part] for index, part in zip(indices, used, strict=True)]
         lengths = [index.lengths[part] for index, part in zip(indices, used, strict=True)]
         self._skipped = [part.start or 0 for part in used]
         self._starts = np.cumsum([0] + [len(shard) for shard in offsets])
         self._offsets, self._lengths = np.concatenate(offsets), np.concatenate(lengths)
+        self._indices = indices
+        self.has_parts = all(
+            index.table_starts is not None and index.table_starts.all() for index in indices
+        )
 
     @classmethod
     def open(cls, source: str | os.PathLike) -> RecordSet:
@@ -201,17 +204,17 @@ class RecordSet:
 
     def locate(self, record: int) -> tuple[str, int, int]:
         """Returns path, byte offset of the frame and payload length of a record."""
-        path, _ = self._place(record)
+        path = self.paths[self._place(record)[0]]
         return path, int(self._offsets[record]), int(self._lengths[record])
 
     def name(self, record: int) -> str:
         """Returns "SHARD:NUMBER", which finds the record again."""
-        path, number = self._place(record)
+        path, number = self._named(record)
         return f"{os.path.basename(path)}:{number}"
 
-    def _place(self, record: int) -> tuple[str, int]:
-        shard = int(np.searchsorted(self._starts, record, side="right")) - 1
-        return self.paths[shard], record - int(self._starts[shard]) + self._skipped[shard]
+    def bad(self, record: int, why: str) -> BadRecord:
+        """Returns the error that says what is wrong with a record."""
+        return BadRecord(*self._named(record), why)
 
     def read(self, record: int) -> bytes:
         """Returns the payload of a record, both checksums verified.
@@ -220,11 +223,67 @@ class RecordSet:
             BadRecord: the record is damaged, cut off, or not where the index says.
         """
         path, offset, length = self.locate(record)
-        _, number = self._place(record)
         try:
-            return read_record(path, number, offset, length)
-        except (UserError, *_os_errors()) as error:
-            raise BadRecord(path, number, str(error)) from error
+            return read_record(path, self._named(record)[1], offset, length)
+        except (UserError, *files.errors()) as error:
+            raise self.bad(record, str(error)) from error
+
+    def parts(self, record: int) -> np.ndarray:
+        """Returns the table of a record's parts, int64 (P, 4); see `common.data.parts.find`.
+
+        Only where `has_parts`.
+
+        Raises:
+            BadRecord: the index is damaged.
+        """
+        shard, number = self._place(record)
+        index = self._indices[shard]
+        start, length = index.table_starts[number], index.table_lengths[number]
+        table = shard_index.read_parts(index.path, int(start), int(length))
+        if table is None:
+            raise self.bad(record, f"its index is damaged; delete {index.path} to renew it")
+        return table
+
+    def read_parts(self, record: int, part_P4: np.ndarray) -> list[bytes]:
+        """Returns the bytes of some parts of a record, the checksum of each verified.
+
+        Raises:
+            BadRecord: a part is damaged, cut off, or not where the index says.
+        """
+        path, offset, _ = self.locate(record)
+        starts = part_P4[:, 1] + offset + _HEADER
+        try:
+            with files.File(path) as shard:
+                found = _read_many(shard, starts.tolist(), part_P4[:, 2].tolist())
+        except (UserError, *files.errors()) as error:
+            raise self.bad(record, str(error)) from error
+        for data, checksum in zip(found, part_P4[:, 3].tolist(), strict=True):
+            if google_crc32c.value(data) != checksum:
+                raise self.bad(
+                    record,
+                    "the checksum of a part does not match (damaged file, or changed since its "
+                    "index was written)",
+                )
+        return found
+
+    def _place(self, record: int) -> tuple[int, int]:
+        """Returns the number of the shard, and of the record within it."""
+        shard = int(np.searchsorted(self._starts, record, side="right")) - 1
+        return shard, int(record) - int(self._starts[shard]) + self._skipped[shard]
+
+    def _named(self, record: int) -> tuple[str, int]:
+        shard, number = self._place(record)
+        return self.paths[shard], number
+
+
+def _read_many(shard: files.File, starts: list[int], lengths: list[int]) -> list[bytes]:
+    """Reads some stretches of a shard; a remote one at once, since every request takes a while."""
+    if not shard.remote:
+        return [shard.read(at, length) for at, length in zip(starts, lengths, strict=True)]
+    first = min(starts)
+    last = max(at + length for at, length in zip(starts, lengths, strict=True))
+    span = shard.read(first, last - first)
+    return [span[a - first : a - first + n] for a, n in zip(starts, lengths, strict=True)]
 
 
 def find_shards(source: str | os.PathLike) -> list[str]:
@@ -234,22 +293,22 @@ def find_shards(source: str | os.PathLike) -> list[str]:
         UserError: nothing is there, or a numbered set in a folder is not complete.
     """
     source = os.fspath(source)
-    files = _files(source)
+    system = files.gfile(source)
     if any(character in source for character in "*?["):
-        paths = [path for path in _glob(source) if not path.endswith(INDEX_SUFFIX)]
-    elif files.isdir(source):
-        names = sorted(name.rstrip("/") for name in files.listdir(source))
+        paths = [path for path in system.glob(source) if not path.endswith(INDEX_SUFFIX)]
+    elif system.isdir(source):
+        names = sorted(name.rstrip("/") for name in system.listdir(source))
         shards = [name for name in names if _SHARD_NAME.match(name)]
         paths = [os.path.join(source, name) for name in shards]
         _check_complete(source, shards)
         if not paths:
-            inner = [name for name in names if files.isdir(os.path.join(source, name))]
+            inner = [name for name in names if system.isdir(os.path.join(source, name))]
             hint = f" Did you mean one of its folders {inner}?" if inner else ""
             raise UserError(
                 f"{source} holds no record shards (*.tfrecord or NAME-00000-of-00010).{hint}"
             )
     else:
-        paths = [source] if files.exists(source) else []
+        paths = [source] if system.exists(source) else []
     if not paths:
         raise UserError(f"No record shards at {source}; give a folder of shards or a glob.")
     return sorted(paths)
@@ -275,7 +334,7 @@ def _checksum(data: bytes) -> bytes:
     return struct.pack("<I", (((crc >> 15) | (crc << 17)) + 0xA282EAD8) & 0xFFFFFFFF)
 
 
-def _frame_length(shard: _File, offset: int) -> tuple[int, str]:
+def _frame_length(shard: files.File, offset: int) -> tuple[int, str]:
     """Returns the payload length of the frame at `offset` and what is wrong with it, or ""."""
     header = shard.read(offset, _HEADER)
     if len(header) < _HEADER:
@@ -288,7 +347,7 @@ def _frame_length(shard: _File, offset: int) -> tuple[int, str]:
     return length, ""
 
 
-def _next_frame(shard: _File, offset: int) -> int:
+def _next_frame(shard: files.File, offset: int) -> int:
     """Returns the offset of the next whole frame at or after `offset`, or the end of the shard."""
     while offset < shard.size:
         chunk = shard.read(offset, _SEARCH_BYTES + _HEADER)
@@ -303,7 +362,7 @@ def _next_frame(shard: _File, offset: int) -> int:
     return shard.size
 
 
-def _read_frame(shard: _File, path: str, number: int, offset: int, length: int) -> bytes:
+def _read_frame(shard: files.File, path: str, number: int, offset: int, length: int) -> bytes:
     found, why = _frame_length(shard, offset)
     if why:
         raise BadRecord(path, number, why)
@@ -316,127 +375,3 @@ def _read_frame(shard: _File, path: str, number: int, offset: int, length: int) 
     if _checksum(payload) != data[length:]:
         raise BadRecord(path, number, "the checksum of the record does not match (damaged file)")
     return payload
-
-
-def _read_index(path: str, shard_size: int) -> Index | None:
-    """Returns the index at `path` when it is whole and of a shard of that size."""
-    try:
-        with _File(path) as file:
-            data = file.read(0, file.size)
-    except UserError:
-        return None
-    if len(data) >= _INDEX_HEADER.size:
-        magic, size, count, crc = _INDEX_HEADER.unpack_from(data)
-        pairs = data[_INDEX_HEADER.size :]
-        whole = magic == _INDEX_MAGIC and len(pairs) == 16 * count
-        if whole and google_crc32c.value(pairs) == crc and size == shard_size:
-            offsets, lengths = np.frombuffer(pairs, "<i8").reshape(2, count).astype(np.int64)
-            return Index(offsets, lengths)
-    _log.warning("%s is damaged or of another file; the shard is scanned again.", path)
-    return None
-
-
-def _write_index(path: str, index: Index, shard_size: int) -> None:
-    pairs = np.stack([index.offsets, index.lengths]).astype("<i8").tobytes()
-    header = (_INDEX_MAGIC, shard_size, len(index), google_crc32c.value(pairs))
-    data = _INDEX_HEADER.pack(*header) + pairs
-    if "://" in path:
-        with _files(path).GFile(path, "wb") as file:  # object stores show a file only when whole
-            file.write(data)
-        return
-    if path.startswith(_cache_folder()):
-        os.makedirs(os.path.dirname(path), exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=os.path.dirname(path) or ".", suffix=".tmp")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
-
-
-def _cache_folder() -> str:
-    base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    return os.path.join(base, "zoetrope", "index")
-
-
-def _cached_index(path: str | os.PathLike) -> str:
-    absolute = os.fspath(path) if "://" in os.fspath(path) else os.path.abspath(path)
-    return os.path.join(_cache_folder(), hashlib.sha256(absolute.encode()).hexdigest() + ".index")
-
-
-class _File:
-    """One open file, local or on any file system TensorFlow knows, read at given offsets."""
-
-    def __init__(self, path: str | os.PathLike):
-        self.path = os.fspath(path)
-        self._remote: Any = None
-        self._descriptor = -1
-        try:
-            self.size = _size(path)
-            if "://" in self.path:
-                self._remote = _files(self.path).GFile(self.path, "rb")
-            else:
-                self._descriptor = os.open(self.path, os.O_RDONLY)
-        except _os_errors() as error:
-            raise UserError(f"{self.path} cannot be read: {error}") from error
-
-    def read(self, offset: int, length: int) -> bytes:
-        if self._remote is None:
-            return os.pread(self._descriptor, length, offset)
-        self._remote.seek(offset)
-        return self._remote.read(length)
-
-    def __enter__(self) -> _File:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._remote is not None:
-            self._remote.close()
-        else:
-            os.close(self._descriptor)
-
-
-class _LocalFiles:
-    """The calls of `tf.io.gfile` that local paths need, without the seconds TensorFlow costs."""
-
-    isdir = staticmethod(os.path.isdir)
-    exists = staticmethod(os.path.exists)
-    listdir = staticmethod(os.listdir)
-
-
-def _files(path: str) -> Any:
-    if "://" not in path:
-        return _LocalFiles
-    from common.tf import tf
-
-    return tf.io.gfile
-
-
-def _glob(pattern: str) -> list[str]:
-    if "://" in pattern:
-        return _files(pattern).glob(pattern)
-    import glob
-
-    return glob.glob(pattern, recursive=True)
-
-
-def _size(path: str | os.PathLike) -> int:
-    path = os.fspath(path)
-    try:
-        if "://" in path:
-            return _files(path).stat(path).length
-        return pathlib.Path(path).stat().st_size
-    except _os_errors() as error:
-        raise UserError(f"{path} cannot be read: {error}") from error
-
-
-def _os_errors() -> tuple[type[BaseException], ...]:
-    """Errors of files: TensorFlow's own kind only when a remote path has already loaded it."""
-    import sys
-
-    if "tensorflow" in sys.modules:
-        return (OSError, sys.modules["tensorflow"].errors.OpError)
-    return (OSError,)

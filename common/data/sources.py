@@ -34,6 +34,11 @@ class Source:
     parse: Parse
     modalities: frozenset[str] = records.MODALITIES  # that its records may have
 
+    @property
+    def in_parts(self) -> bool:
+        """Whether records can be read part by part; see `common.data.parts`."""
+        return self.parse is records.parse and self.records.has_parts
+
 
 def split_mixture(text: str) -> list[tuple[str, float]]:
     """Returns the sources of a mixture and their weights; a weight not given is 1.

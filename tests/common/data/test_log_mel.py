@@ -87,7 +87,7 @@ def test_pcm_is_read_at_the_scale_at_which_the_pipeline_writes_it():
     from common.data.sampling import to_int16
 
     waveform = np.linspace(-1.0, 1.0, 1001).astype(np.float32)
-    pcm = to_int16(waveform).numpy()
+    pcm = to_int16(waveform)
     np.testing.assert_allclose(pcm / PCM_FULL_SCALE, waveform, atol=0.51 / PCM_FULL_SCALE)
 
 

@@ -32,9 +32,8 @@ class ToyViews:
 
     def example(self, record, seed):
         from common.data import decode, sampling
-        from common.tf import tf
 
-        stored = tf.size(record["frames"])
+        stored = decode.count(record["frames"])
         available = sampling.frames_at_rate(stored, record["frame_rate"], 25.0)
         starts = sampling.count_starts(available, 4, 1)
         start = sampling.random_start(seed, starts)
@@ -74,8 +73,25 @@ def folder(tmp_path, payloads):
 
 def write(folder, payloads):
     for shard in range(2):
-        data = b"".join(map(shards.frame, payloads[shard::2]))
-        (folder / f"a-0000{shard}-of-00002.tfrecord").write_bytes(data)
+        path = folder / f"a-0000{shard}-of-00002.tfrecord"
+        path.write_bytes(b"".join(map(shards.frame, payloads[shard::2])))
+        shards.write_index(path)
+
+
+def forget_parts(folder):
+    """Leaves the shards as if another program had written them."""
+    for path in folder.glob("*.index"):
+        path.unlink()
+
+
+def damage(folder, shard, numbers):
+    """Changes a byte of the context, which every way of reading reads."""
+    path = folder / f"a-0000{shard}-of-00002.tfrecord"
+    index = shards.load_index(path)
+    data = bytearray(path.read_bytes())
+    for number in numbers:
+        data[index.offsets[number] + 30] ^= 1
+    path.write_bytes(data)
 
 
 def make_config(folder, **data) -> ConfigDict:
@@ -127,6 +143,16 @@ def test_reading_from_any_step_gives_what_an_uninterrupted_run_gives(folder, sta
     assert_equal(whole[start:], take(TrainData(config, ToyViews()), start, 10 - start))
 
 
+def test_reading_parts_gives_the_same_bits_as_reading_whole_records(folder):
+    reader = TrainData(make_config(folder), ToyViews())
+    assert reader._sources[0].in_parts
+    in_parts = take(reader, 0, 6)
+    forget_parts(folder)
+    reader = TrainData(make_config(folder), ToyViews())
+    assert not reader._sources[0].in_parts
+    assert_equal(in_parts, take(reader, 0, 6))
+
+
 def test_the_number_of_threads_changes_nothing(folder):
     one = take(TrainData(make_config(folder, threads=1), ToyViews()), 0, 4)
     assert_equal(one, take(TrainData(make_config(folder, threads=7), ToyViews()), 0, 4))
@@ -149,14 +175,13 @@ def test_a_batch_that_processes_cannot_share_is_refused(folder):
         TrainData(make_config(folder), ToyViews(), 0, 4)
 
 
-def test_a_damaged_record_is_left_out_counted_and_named(folder, payloads, caplog):
+@pytest.mark.parametrize("in_parts", [True, False])
+def test_a_damaged_record_is_left_out_counted_and_named(folder, in_parts, caplog):
+    if not in_parts:
+        forget_parts(folder)
     config = make_config(folder)
     whole = take(TrainData(config, ToyViews()), 0, 10)
-    path = folder / "a-00001-of-00002.tfrecord"
-    index = shards.load_index(path)
-    data = bytearray(path.read_bytes())
-    data[index.offsets[4] + 500] ^= 1
-    path.write_bytes(data)
+    damage(folder, 1, [4])
 
     reader = TrainData(config, ToyViews())
     with caplog.at_level(logging.WARNING):
@@ -204,12 +229,7 @@ def test_a_clip_without_what_the_views_need_is_left_out(tmp_path, payloads, part
 
 
 def test_too_many_bad_clips_stop_the_run(folder):
-    path = folder / "a-00001-of-00002.tfrecord"
-    index = shards.load_index(path)
-    data = bytearray(path.read_bytes())
-    for number in (1, 2, 3):
-        data[index.offsets[number] + 700] ^= 1
-    path.write_bytes(data)
+    damage(folder, 1, [1, 2, 3])
     with pytest.raises(UserError, match=r"more than config.data.max_bad_share=0.01 allows"):
         take(TrainData(make_config(folder), ToyViews()), 0, 100)
     with pytest.raises(UserError, match=r"1 of \d+ clips could not be read"):
@@ -218,12 +238,7 @@ def test_too_many_bad_clips_stop_the_run(folder):
 
 def test_a_draw_without_any_readable_record_names_them_all(folder):
     for shard in range(2):
-        path = folder / f"a-0000{shard}-of-00002.tfrecord"
-        index = shards.load_index(path)
-        data = bytearray(path.read_bytes())
-        for offset in index.offsets:
-            data[offset + 900] ^= 1
-        path.write_bytes(data)
+        damage(folder, shard, range(10))
     with pytest.raises(UserError) as error:
         take(TrainData(make_config(folder), ToyViews()), 0, 1)
     assert str(error.value).count(": the checksum of the record") == 4

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from common.data import shards
+from common.data import files, shards
 from common.data.shards import BadRecord, RecordSet
 from common.errors import UserError
 
@@ -77,15 +77,15 @@ def test_the_index_is_written_once_beside_the_shard(tmp_path, payloads):
 def test_where_the_folder_cannot_be_written_the_index_is_cached(tmp_path, payloads, monkeypatch):
     path = write(tmp_path / "a.tfrecord", payloads)
     written = []
-    real = shards._write_index
+    real = files.write_whole
 
-    def refuse_beside(place, index, size):
+    def refuse_beside(place, data):
         if place.startswith(str(path)):
             raise PermissionError(place)
         written.append(place)
-        real(place, index, size)
+        real(place, data)
 
-    monkeypatch.setattr(shards, "_write_index", refuse_beside)
+    monkeypatch.setattr(files, "write_whole", refuse_beside)
     for _ in range(2):
         assert read_all(RecordSet.open(path)) == payloads
     assert len(written) == 1 and written[0].startswith(str(tmp_path / "cache" / "zoetrope"))

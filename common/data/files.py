@@ -1,0 +1,118 @@
+"""Files, local or on any file system that TensorFlow knows (``gs://...``).
+
+Local paths go without TensorFlow: importing it costs seconds that small tools do not have.
+"""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import sys
+import tempfile
+from typing import Any
+
+from common.errors import UserError
+
+
+class File:
+    """One open file that is read at given offsets.
+
+    Raises:
+        UserError: it cannot be opened.
+    """
+
+    def __init__(self, path: str | os.PathLike):
+        self.path = os.fspath(path)
+        self.remote = is_remote(self.path)
+        try:
+            self.size = size(path)
+            self._file: Any = (
+                gfile(self.path).GFile(self.path, "rb")
+                if self.remote
+                else os.open(self.path, os.O_RDONLY)
+            )
+        except errors() as error:
+            raise UserError(f"{self.path} cannot be read: {error}") from error
+
+    def read(self, offset: int, length: int) -> bytes:
+        """Returns the bytes there; fewer where the file ends."""
+        if not self.remote:
+            return os.pread(self._file, length, offset)
+        self._file.seek(offset)
+        return self._file.read(length)
+
+    def __enter__(self) -> File:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.remote:
+            self._file.close()
+        else:
+            os.close(self._file)
+
+
+def write_whole(path: str, data: bytes) -> None:
+    """Writes a file so that it is there either whole or not at all."""
+    if is_remote(path):
+        with gfile(path).GFile(path, "wb") as file:  # object stores show a file only when whole
+            file.write(data)
+        return
+    handle, temporary = tempfile.mkstemp(dir=os.path.dirname(path) or ".", suffix=".tmp")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+
+
+def is_remote(path: str) -> bool:
+    """Returns whether TensorFlow is needed to read this path."""
+    return "://" in path
+
+
+def size(path: str | os.PathLike) -> int:
+    """Returns the bytes of a file.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    path = os.fspath(path)
+    try:
+        if is_remote(path):
+            return gfile(path).stat(path).length
+        return pathlib.Path(path).stat().st_size
+    except errors() as error:
+        raise UserError(f"{path} cannot be read: {error}") from error
+
+
+class _LocalFiles:
+    """The calls of `tf.io.gfile` that local paths need."""
+
+    isdir = staticmethod(os.path.isdir)
+    exists = staticmethod(os.path.exists)
+    listdir = staticmethod(os.listdir)
+
+    @staticmethod
+    def glob(pattern: str) -> list[str]:
+        import glob
+
+        return glob.glob(pattern, recursive=True)
+
+
+def gfile(path: str) -> Any:
+    """Returns ``tf.io.gfile``, or its like for local paths."""
+    if not is_remote(path):
+        return _LocalFiles
+    from common.tf import tf
+
+    return tf.io.gfile
+
+
+def errors() -> tuple[type[BaseException], ...]:
+    """Errors of files: TensorFlow's own kind only when a remote path has already loaded it."""
+    if "tensorflow" in sys.modules:
+        return (OSError, sys.modules["tensorflow"].errors.OpError)
+    return (OSError,)
