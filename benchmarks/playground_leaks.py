@@ -103,21 +103,28 @@ def load(folder: pathlib.Path, split: str, count: int) -> tuple[dict[str, np.nda
 
 
 def linear_probe(train_ND, train_y, test_ND, test_y) -> int:
-    """Returns how many are right, with the penalty chosen on a fifth of the training clips."""
+    """Returns how many are right, with the penalty chosen on a fifth of the training clips.
+
+    Logistic regression on at most 256 principal components, which are linear as well.
+    """
+    from sklearn.decomposition import PCA
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
+    components = min(256, train_ND.shape[1])
+    reduce = make_pipeline(StandardScaler(), PCA(components, random_state=0), StandardScaler())
+    train_ND, test_ND = reduce.fit_transform(train_ND), reduce.transform(test_ND)
+
     def fit(penalty: float, features_ND, labels):
-        model = LogisticRegression(C=penalty, max_iter=300)
-        return make_pipeline(StandardScaler(), model).fit(features_ND, labels)
+        return LogisticRegression(C=penalty, max_iter=200).fit(features_ND, labels)
 
     held = len(train_y) // 5
     scores = {
         penalty: fit(penalty, train_ND[held:], train_y[held:]).score(
             train_ND[:held], train_y[:held]
         )
-        for penalty in (1e-4, 1e-2, 1.0)
+        for penalty in (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
     }
     best = fit(max(scores, key=scores.get), train_ND, train_y)
     return int((best.predict(test_ND) == test_y).sum())
