@@ -32,7 +32,6 @@ from common.errors import UserError
 
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130  # what shells expect after Ctrl-C
-_CACHE_BYTES = 4 << 30  # of compiled programs; the least recently used go first
 
 
 class _Formatter(logging.Formatter):
@@ -90,7 +89,6 @@ def keep_compiled_programs() -> None:
     cpu = f"{platform.machine()}-{zlib.crc32(_cpu_features()):08x}"
     cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     jax.config.update("jax_compilation_cache_dir", os.path.join(cache, "zoetrope", "compiled", cpu))
-    jax.config.update("jax_compilation_cache_max_size", _CACHE_BYTES)
 
 
 def _cpu_features() -> bytes:

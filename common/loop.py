@@ -134,7 +134,7 @@ class Program:
             "compiled in %.0f s; per step and device %s, %s of memory",
             time.perf_counter() - start,
             f"{flops:.3g} FLOPs" if flops else "an unknown number of FLOPs",
-            f"{step_memory(memory) / 2**30:.2f} GiB" if memory else "an unknown amount",
+            f"{step_memory(memory) / 2**20:,.0f} MiB" if memory else "an unknown amount",
         )
         return compiled
 

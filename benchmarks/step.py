@@ -1,0 +1,200 @@
+"""What does a training step cost? Time, FLOPs, memory, utilisation; and the loop's share of it.
+
+    python benchmarks/step.py --config=configs/brave_v_a.py --config.batch_size=64
+    python benchmarks/step.py --overhead
+
+The first form compiles the step of a configuration for the devices at hand and runs it on one
+batch of noise that already lies there. The second compares the loop with the bare compiled step,
+for a step that keeps the device busy for 50 ms and the host not at all: the ratio is what reading
+metrics, writing them and timing cost.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import platform
+import statistics
+import sys
+import tempfile
+import time
+from typing import Any
+
+from absl import flags
+
+from common import config as config_lib
+from common import launch
+
+STEP_SECONDS = 0.05
+
+
+def define_flags() -> None:
+    """Defines the command line."""
+    config_lib.define_flag()
+    flags.DEFINE_integer("repeats", 20, "steps measured", lower_bound=1)
+    flags.DEFINE_bool("overhead", False, "measure the loop over a bare step of 50 ms")
+
+
+def main(argv: list[str]) -> None:
+    """Prints the machine, the command and the numbers."""
+    del argv
+    import jax
+
+    launch.keep_compiled_programs()
+    print(
+        f"machine: {platform.processor() or platform.machine()}, {os.cpu_count()} cores, ", end=""
+    )
+    print(f"{jax.device_count()} x {jax.devices()[0].device_kind}, jax {jax.__version__}")
+    print(f"command: {' '.join(['python', *sys.argv])}")
+    if flags.FLAGS.overhead:
+        measure_overhead(flags.FLAGS.repeats)
+    else:
+        measure_step(config_lib.load(), flags.FLAGS.repeats)
+
+
+def measure_step(config: Any, repeats: int) -> None:
+    """Prints what one step of ``config`` costs."""
+    import jax
+
+    from common import clock, loop, methods
+    from common.data import fake
+
+    method = methods.create(config)
+    program = loop.build(method, config)
+    start = time.perf_counter()
+    step = program.compile()
+    print(f"compilation: {time.perf_counter() - start:.1f} s")
+    noise = next(fake.batches(method.views.spec(), config.batch_size, config.seed))
+    batch = {name: jax.device_put(x, program.batch_sharding) for name, x in noise.items()}
+    state, metrics = step(program.init(), batch)
+    jax.block_until_ready(metrics)
+    seconds = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        state, metrics = step(state, batch)
+        jax.block_until_ready(metrics)
+        seconds.append(time.perf_counter() - start)
+    median = statistics.median(seconds)
+    print(
+        f"batch {config.batch_size}, microbatches {config.microbatches}, "
+        f"compute_dtype {config.compute_dtype}, remat {config.remat}"
+    )
+    print(f"step: {median * 1e3:.1f} ms (median of {repeats}; fastest {min(seconds) * 1e3:.1f} ms)")
+    print(f"speed: {config.batch_size / median:.1f} clips/s")
+    flops = loop.step_flops(step, config)
+    if flops:
+        print(f"FLOPs per step and device: {flops:.4g}, at {flops / median / 1e12:.3g} TFLOP/s")
+        peak = clock.peak_flops(jax.devices()[0].device_kind)
+        print(f"utilisation: {flops / median / peak:.1%}" if peak else "utilisation: peak unknown")
+    print(f"memory planned per device: {loop.step_memory(step.memory_analysis()) / 2**20:,.0f} MiB")
+    used = (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
+    print(
+        f"memory peak on device: {used / 2**20:,.0f} MiB" if used else "memory peak: not reported"
+    )
+
+
+def measure_overhead(repeats: int) -> None:
+    """Prints how much longer a step takes inside the loop than called on its own."""
+    import jax
+
+    from common import loop
+
+    config, method, data = _busy()
+    with config.unlocked():
+        config.steps = repeats + 1
+    with tempfile.TemporaryDirectory() as folder:
+        loop.train(method, config, folder, data)
+        lines = (pathlib.Path(folder) / "metrics.jsonl").read_text().splitlines()
+    # The first line holds the start, the last one no step of its own.
+    inside = [json.loads(line)["time/step"] for line in lines[1:-1]]
+    program = loop.build(method, config)
+    step, state = program.compile(), program.init()
+    clip = next(data.batches(0))["clip"]
+    batch = {"clip": jax.device_put(clip, program.batch_sharding)}
+    state, metrics = step(state, batch)
+    jax.block_until_ready(state)
+    laps, cpu = [], time.process_time()
+    for _ in range(max(repeats // config.log_every, 1)):
+        start = time.perf_counter()
+        for _ in range(config.log_every):
+            state, metrics = step(state, batch)
+        jax.block_until_ready((state, metrics))
+        laps.append((time.perf_counter() - start) / config.log_every)
+    bare_cpu = (time.process_time() - cpu) / (len(laps) * config.log_every)
+    taken = data.cpu[config.log_every : repeats]  # the first ones while the step is compiled
+    loop_cpu = (taken[-1] - taken[0]) / (len(taken) - 1)
+    # Other programs only ever make a lap longer, so the fastest one is the least disturbed.
+    for name, of in (("fastest", min), ("median", statistics.median)):
+        ratio = of(inside) / of(laps)
+        print(
+            f"{name} lap of {config.log_every} steps: bare {of(laps) * 1e3:.3f} ms/step, "
+            f"in the loop {of(inside) * 1e3:.3f} ms/step, ratio {ratio:.4f} ({ratio - 1:+.2%})"
+        )
+    extra = loop_cpu - bare_cpu
+    print(
+        f"CPU time of the host: bare {bare_cpu * 1e3:.3f} ms/step, in the loop "
+        f"{loop_cpu * 1e3:.3f} ms/step: {extra / STEP_SECONDS:+.2%} of {STEP_SECONDS * 1e3:.0f} ms"
+    )
+
+
+def _busy() -> tuple[Any, Any, Any]:
+    """Returns configuration, method and data of a step that takes `STEP_SECONDS` of the device."""
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+    from flax import nnx
+
+    from common.data.pipeline import SAMPLE_ID
+    from configs import base
+
+    def wait(x: np.ndarray) -> np.ndarray:
+        time.sleep(STEP_SECONDS)  # as a busy accelerator leaves the host's cores alone
+        return x
+
+    class Views:
+        modalities = frozenset()
+
+        def spec(self) -> dict[str, jax.ShapeDtypeStruct]:
+            return {"clip": jax.ShapeDtypeStruct((64,), jnp.uint8)}
+
+    class Busy:
+        views = Views()
+        encoders: dict[str, Any] = {}
+
+        def build(self, rngs: nnx.Rngs) -> nnx.Module:
+            return nnx.Linear(64, 16, rngs=rngs)
+
+        def augment(self, batch: Any, keys_B: jax.Array) -> dict[str, jax.Array]:
+            clip = batch["clip"].astype(jnp.float32)
+            # Timed from when the step begins, as it depends on nothing that the step computes.
+            return {
+                "x": jax.pure_callback(wait, jax.ShapeDtypeStruct(clip.shape, clip.dtype), clip)
+            }
+
+        def embed(self, model: nnx.Module, inputs: Any) -> dict[str, jax.Array]:
+            return {"z": model(inputs["x"])}
+
+        def objective(self, embeddings: Any) -> tuple[jax.Array, dict[str, jax.Array]]:
+            return jnp.mean(embeddings["z"] ** 2) * 1e-6, {}
+
+    class Data:
+        cpu: list[float] = []  # CPU seconds of the process when each batch was taken
+
+        def batches(self, start_step: int) -> Any:
+            clip = np.zeros((32, 64), np.uint8)
+            clip[:] = np.arange(64)
+            while True:
+                if len(self.cpu) <= config.steps:
+                    self.cpu.append(time.process_time())
+                yield {"clip": clip, SAMPLE_ID: np.zeros((32, 2), np.int64)}
+
+    config = base.get_config()
+    config.steps, config.batch_size, config.checkpoint_every = 1, 32, 10**9
+    config.optimizer.name, config.optimizer.learning_rate = "sgd", 1e-6
+    config.optimizer.exclude = ()
+    return config.lock(), Busy(), Data()
+
+
+if __name__ == "__main__":
+    launch.run(main, define_flags)
