@@ -58,21 +58,21 @@ class Brave:
 
     def augment(self, batch: Batch, keys_B: jax.Array) -> dict[str, jax.Array]:
         """Augments every view on its own; sound becomes log-mel spectrograms."""
-        inputs = {}
+        inputs, model = {}, self._config.model
         for number, (view, kind) in enumerate({NARROW: "video", **self._broad}.items()):
             keys_of_view_B = jax.vmap(jax.random.fold_in, (0, None))(keys_B, number)
             if kind == "audio":
                 inputs[view] = self._log_mel(batch[view])
             elif kind == "flow":
-                flow_BTHWC = augment_flow(batch[view], keys_of_view_B)
+                flow_BTHWC = augment_flow(batch[view], keys_of_view_B, flip=model.flip)
                 # Motion is in pixels, so it grows with the picture (DMVR does the same, but with
                 # the stretch of the height for both directions).
                 scale_B111C = batch[f"{view}_scale"][:, None, None, None]
                 inputs[view] = jnp.clip(flow_BTHWC * scale_B111C, -1.0, 1.0)
             else:
-                convolve = view != NARROW and self._config.model.video.random_convolution
+                convolve = view != NARROW and model.video.random_convolution
                 inputs[view] = augment_clips(
-                    batch[view], keys_of_view_B, random_convolution=convolve
+                    batch[view], keys_of_view_B, flip=model.flip, random_convolution=convolve
                 )
         return inputs
 

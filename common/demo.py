@@ -18,10 +18,11 @@ from common import launch
 from common.errors import UserError
 
 FLAGS = flags.FLAGS
+_SPLITS = ("train", "test")
 
 
 def define_flags() -> None:
-    """Defines the tool's flags."""
+    """Defines the command line."""
     flags.DEFINE_string("output", "runs/demo", "folder for everything the demo makes")
     flags.DEFINE_string("videos", "", "your own folder of videos; empty renders a small world")
     flags.DEFINE_string("config_file", "configs/brave_demo.py", "what is trained, and how")
@@ -54,31 +55,10 @@ class _Stages:
         now = time.monotonic()
         print(f"      {now - began:.0f} s (since the start: {now - self._start:.0f} s)", flush=True)
 
-
-def _videos_to_records(stages: _Stages, videos: pathlib.Path, records: pathlib.Path) -> None:
-    """Ingests the user's own folder, with a fifth of its files held out."""
-    if not videos.is_dir():
-        raise UserError(f"--videos={videos} is not a folder; give one that holds video files.")
-    stages.run(
-        f"Turning the videos of {videos} into records, a fifth of them held out",
-        "common.ingest", f"--source={videos}", f"--output={records}", "--held_out=0.2",
-        "--labels_from=folder", "--short_side=128", "--audio_rate=16000",
-    )  # fmt: skip
-
-
-def _world_to_records(stages: _Stages, world: pathlib.Path, records: pathlib.Path) -> None:
-    """Renders the playground and ingests its two tables."""
-    stages.run(
-        f"Rendering {FLAGS.train_clips} videos to learn from and {FLAGS.test_clips} held out",
-        "common.data.playground", f"--output={world}", f"--train={FLAGS.train_clips}",
-        f"--test={FLAGS.test_clips}", f"--seed={FLAGS.seed}",
-    )  # fmt: skip
-    for split in ("train", "test"):
-        stages.run(
-            f"Turning the {split} videos into records",
-            "common.ingest", f"--source={world / split}.jsonl", f"--output={records}",
-            f"--split={split}", "--audio_rate=16000",
-        )  # fmt: skip
+    def skip(self, title: str, why: str) -> None:
+        """Says that a stage has nothing to do."""
+        self._number += 1
+        print(f"\n[{self._number}/{self._total}] {title}\n      skipped: {why}", flush=True)
 
 
 def main(argv: list[str]) -> None:
@@ -87,50 +67,102 @@ def main(argv: list[str]) -> None:
         raise UserError(f"Unexpected argument {argv[1]!r}: every setting is a --flag=value.")
     output = pathlib.Path(FLAGS.output)
     records, workdir = output / "records", output / "train"
-    bundle, results = output / "bundle", output / "results.json"
-    own = bool(FLAGS.videos)
-    stages = _Stages(6 if own else 8)
-    if own:
-        _videos_to_records(stages, pathlib.Path(FLAGS.videos).expanduser(), records)
+    stages = _Stages(total=8)
+    tables, can_probe = output / "tables", True
+    if FLAGS.videos:
+        can_probe = _own_videos(stages, pathlib.Path(FLAGS.videos).expanduser(), tables)
     else:
-        _world_to_records(stages, output / "videos", records)
-    stages.run("Checking the records", "common.inspect", str(records / "train"))
-    overrides = [f"--config.steps={FLAGS.steps}"] if FLAGS.steps else []
+        tables = output / "videos"
+        stages.run(
+            f"Rendering {FLAGS.train_clips} videos to learn from and {FLAGS.test_clips} held out",
+            "common.data.playground", f"--output={tables}", f"--train={FLAGS.train_clips}",
+            f"--test={FLAGS.test_clips}", f"--seed={FLAGS.seed}",
+        )  # fmt: skip
+    for split in _SPLITS:
+        _ingest(stages, tables / f"{split}.jsonl", records, split)
+    stages.run("Checking the records", "common.inspect", str(records), "--max_records=200")
     stages.run(
         "Training BraVe: a short clip and the sound of the whole video predict each other",
         "common.train", f"--config={FLAGS.config_file}", f"--workdir={workdir}",
-        f"--config.data.train={records / 'train'}", f"--config.seed={FLAGS.seed}", *overrides,
+        f"--config.data.train={records / 'train'}", f"--config.seed={FLAGS.seed}",
+        *([f"--config.steps={FLAGS.steps}"] if FLAGS.steps else []),
     )  # fmt: skip
+    _judge(stages, output, records, workdir, can_probe)
+    print(_closing_words(output))
+
+
+def _own_videos(stages: _Stages, videos: pathlib.Path, tables: pathlib.Path) -> bool:
+    """Lists the user's clips in tables; returns whether a probe can be trained and scored."""
+    from common.data import own_videos
+
+    if not videos.is_dir():
+        raise UserError(f"--videos={videos} is not a folder; give one that holds video files.")
+    counts, can_probe = own_videos.write_tables(videos, tables)
+    listed = ", ".join(f"{count} {split}" for split, count in counts.items())
+    stages.skip("Rendering videos", f"using those of {videos}; clips: {listed}")
+    return can_probe
+
+
+def _ingest(stages: _Stages, table: pathlib.Path, records: pathlib.Path, split: str) -> None:
+    title = f"Turning the {split} videos into records: frames as JPEG, sound as samples"
+    if not table.stat().st_size:
+        stages.skip(title, "there are none")
+        return
     stages.run(
-        "Evaluating the frozen features on held-out clips, against random and raw-pixel features",
-        "common.evaluate", f"--workdir={workdir}", f"--train={records / 'train'}",
-        f"--test={records / 'test'}", "--protocol=quick", "--baselines=random,pixels",
-        f"--output={results}",
+        title,
+        "common.ingest", f"--source={table}", f"--output={records}", f"--split={split}",
+        "--audio_rate=16000", "--short_side=128", "--require_sound",
     )  # fmt: skip
-    stages.run(
-        "Exporting a bundle that stands alone",
-        "common.export", f"--workdir={workdir}", f"--output={bundle}", f"--results={results}",
-    )  # fmt: skip
+
+
+def _judge(
+    stages: _Stages,
+    output: pathlib.Path,
+    records: pathlib.Path,
+    workdir: pathlib.Path,
+    can_probe: bool,
+) -> None:
+    """Evaluates and exports the trained model, and writes the page about it."""
+    results, bundle = output / "results.json", output / "bundle"
+    title = "Evaluating the frozen features on held-out clips, beside untrained and random ones"
+    if can_probe:
+        stages.run(
+            title,
+            "common.evaluate", f"--workdir={workdir}", f"--train={records / 'train'}",
+            f"--test={records / 'test'}", "--protocol=quick", "--sweep",
+            "--baselines=random,pixels,noise", f"--output={results}",
+        )  # fmt: skip
+    else:
+        stages.skip(title, "no two labels on both sides (the folders of the videos are labels)")
+    with_results = [f"--results={results}"] if can_probe else []
+    title = "Exporting a bundle that stands alone"
+    if bundle.exists():
+        stages.skip(title, f"{bundle} is there already and is kept")
+    else:
+        stages.run(
+            title,
+            "common.export", f"--workdir={workdir}", f"--output={bundle}", *with_results,
+        )  # fmt: skip
+    shown = next(records / split for split in reversed(_SPLITS) if (records / split).exists())
     stages.run(
         "Writing the report",
-        "common.report", f"--workdir={workdir}", f"--records={records / 'test'}",
-        f"--results={results}", f"--output={output / 'report.html'}",
+        "common.report", f"--workdir={workdir}", f"--records={shown}",
+        f"--output={output / 'report.html'}", *with_results,
     )  # fmt: skip
-    print(_closing_words(output, bundle))
 
 
-def _closing_words(output: pathlib.Path, bundle: pathlib.Path) -> str:
+def _closing_words(output: pathlib.Path) -> str:
     return f"""
 Everything lies in {output}:
   report.html   curves, example clips with their views, and the table: open it in a browser
   records/      the videos as record shards, with a card and a contact sheet
-  train/        checkpoints and metrics (tensorboard --logdir={output / "train"})
+  train/        checkpoints and metrics; tensorboard --logdir={output / "train"}
   results.json  the evaluation
-  bundle/       the exported model
+  bundle/       the exported model and its card
 
 What to type next:
-  make demo VIDEOS=~/videos
-  python -m common.embed --bundle={bundle} --output=features.npz VIDEO.mp4 ...
+  make demo VIDEOS=~/videos OUTPUT=runs/mine
+  python -m common.embed --bundle={output / "bundle"} --output=features.npz VIDEO.mp4 ...
   python -m common.train --config=configs/brave_v_a.py --workdir=runs/brave --config.data.train=...
 """
 

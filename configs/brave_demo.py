@@ -21,12 +21,14 @@ def get_config(variant: str = "") -> ConfigDict:
     config.checkpoint_every = 200
 
     model = config.model
+    model.sync = "independent"  # the sound is then that of the whole clip
+    model.flip = 0.0  # the world tells left from right
     model.projector_hidden = 512
     model.projection_dim = 64
     model.narrow.blocks = (1, 1, 1, 1)
     model.narrow.width = 0.25
     model.narrow.num_frames = 8
-    model.narrow.stride = 4
+    model.narrow.stride = 5  # 1.4 s of clips that last about 3 s
     model.narrow.size = 64
     model.audio.blocks = (1, 1, 1, 1)
     model.audio.width = 0.25

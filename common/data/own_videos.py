@@ -1,0 +1,100 @@
+"""Cuts a folder of any videos into clips to train on and clips to hold out, as tables to ingest.
+
+Long files become segments. Where the files lie in folders that can serve as labels, whole files are
+held out, so that no file is on both sides. Where they do not, each file is its own label and the
+last part of every long file is held out: "which of my videos is this from" needs no annotation.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+from collections.abc import Iterable
+
+from common.data import media, tables
+from common.data.tables import Item
+from common.errors import UserError
+
+SEGMENT_S = 10.0
+HELD_OUT = 5  # one part in so many
+_SHORTEST_S = 1.0  # a last segment that is shorter is joined to the one before
+
+_Row = dict[str, object]
+
+
+def write_tables(videos: pathlib.Path, output: pathlib.Path) -> tuple[dict[str, int], bool]:
+    """Writes ``output/train.jsonl`` and ``output/test.jsonl`` for `common.ingest`.
+
+    Args:
+        videos: a folder, searched recursively.
+        output: folder of the tables.
+
+    Returns:
+        The number of clips by split, and whether at least two labels are on both sides, so that a
+        probe can be trained and scored.
+
+    Raises:
+        UserError: the folder does not exist, or holds no media files.
+    """
+    items = tables.read_source(videos, labels_from="folder").items
+    by_folder = len({item.labels for item in items}) > 1
+    split = _by_file(items) if by_folder else _by_time(items)
+    if not split["train"]:
+        raise UserError(f"{videos} holds no clip to train on.")
+    output.mkdir(parents=True, exist_ok=True)
+    for name, rows in split.items():
+        lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
+        (output / f"{name}.jsonl").write_text("".join(lines), encoding="utf-8")
+    seen = {name: {str(row["labels"]) for row in rows} for name, rows in split.items()}
+    return {name: len(rows) for name, rows in split.items()}, len(seen["train"] & seen["test"]) > 1
+
+
+def _by_file(items: Iterable[Item]) -> dict[str, list[_Row]]:
+    """Holds out every fifth file of each folder, with all its segments."""
+    split: dict[str, list[_Row]] = {"train": [], "test": []}
+    counts: dict[tuple[str, ...], int] = {}
+    for item in items:
+        number = counts[item.labels] = counts.get(item.labels, 0) + 1
+        name = "train" if number % HELD_OUT else "test"
+        split[name] += [_row(item, *times, item.labels) for times in _segments(item)]
+    return split
+
+
+def _by_time(items: Iterable[Item]) -> dict[str, list[_Row]]:
+    """Holds out the last fifth of every file's segments, at least one where there are several."""
+    split: dict[str, list[_Row]] = {"train": [], "test": []}
+    for item in items:
+        segments = _segments(item)
+        held_out = max(1, len(segments) // HELD_OUT) if len(segments) > 1 else 0
+        for number, times in enumerate(segments):
+            name = "train" if number < len(segments) - held_out else "test"
+            split[name].append(_row(item, *times, (item.name,)))
+    return split
+
+
+def _row(item: Item, start: float | None, end: float | None, labels: Iterable[str]) -> _Row:
+    row: _Row = {"path": os.fspath(item.path), "labels": list(labels)}
+    return row if start is None else {**row, "start": start, "end": end}
+
+
+def _segments(item: Item) -> list[tuple[float | None, float | None]]:
+    """Returns (start, end) of each segment in seconds; (None, None) is the whole file."""
+    duration = _duration(item.path)
+    count = int((duration + SEGMENT_S - _SHORTEST_S) // SEGMENT_S)
+    if count < 2:
+        return [(None, None)]
+    ends = [SEGMENT_S * (k + 1) for k in range(count - 1)] + [duration]
+    return list(zip([0.0, *ends[:-1]], ends, strict=True))
+
+
+def _duration(path: str) -> float:
+    """Returns a file's length in seconds, 0 where it does not say or cannot be read.
+
+    The ingest that follows reports files that cannot be read; here they only are not cut.
+    """
+    try:
+        with media.open_media(path) as container:
+            return (container.duration or 0) / 1e6
+    except media.Unreadable:
+        return 0.0
