@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,15 +16,19 @@ from common.backbones.tsm_resnet import TSMResNet
 from common.errors import UserError
 from common.weights import haiku_layout, safe_pickle
 
+# The view whose backbone is an encoder of `brave.method`.
+_VIEW_OF_ENCODER = {"video": NARROW, "audio": "audio"}
 
-def load(path: str | os.PathLike, model: BraveModel, *, narrow_only: bool = False) -> list[str]:
+
+def load(path: str | os.PathLike, model: BraveModel, encoders: Sequence[str] = ()) -> list[str]:
     """Fills a model with a published checkpoint; no code in the file is executed.
 
     Args:
         path: a .npy file with ``params`` and ``state``.
         model: changed in place; all or nothing.
-        narrow_only: load only the narrow backbone, all that evaluation of video needs. The rest of
-            the model keeps its values.
+        encoders: load only these networks, "video" or "audio", and leave the rest of the model as
+            it is; none named: everything. Some released files hold heads and broad networks that
+            no model here has, but all hold the narrow network under "video".
 
     Returns:
         Names of the published modules that were not used, which are also logged in short. Released
@@ -36,7 +40,10 @@ def load(path: str | os.PathLike, model: BraveModel, *, narrow_only: bool = Fals
     published = safe_pickle.load_npy(path)
     if not isinstance(published, Mapping) or not {"params", "state"} <= set(published):
         raise UserError(f"{path}: not a BraVe checkpoint: it has no 'params' and 'state'.")
-    layers = _backbone(model, NARROW) if narrow_only else layers_of(model)
+    layers = layers_of(model)
+    if encoders:
+        views = [_VIEW_OF_ENCODER[name] for name in encoders]
+        layers = [layer for view in views for layer in _backbone(model, view)]
     unused = haiku_layout.read(layers, published, str(path))
     if unused:
         logging.info("%s: modules left unread: %s", path, haiku_layout.unread(unused))

@@ -72,7 +72,7 @@ def main(argv: list[str]) -> None:
     protocol = protocols.get(FLAGS.protocol)
     tasks = _tasks()
     sources = {split: extraction.open_split(split, FLAGS[split].value) for split in _SPLITS}
-    loaded = model_flags.open_model()
+    loaded = model_flags.open_model(FLAGS.encoder)
     names = FLAGS.encoder or list(loaded.method.encoders)
     for name in names:
         loaded.encoder(name)  # a name that is not there is said before anything is computed

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from absl import flags
@@ -26,8 +27,11 @@ def define() -> None:
     config_lib.define_flag()
 
 
-def open_model(values: flags.FlagValues = flags.FLAGS) -> Loaded:
+def open_model(encoders: Sequence[str] = (), values: flags.FlagValues = flags.FLAGS) -> Loaded:
     """Opens the model that the flags name.
+
+    Of a published file only the given encoders are read, where any are: not all files hold a whole
+    model.
 
     Raises:
         UserError: none or several are named, or it cannot be opened.
@@ -49,4 +53,4 @@ def open_model(values: flags.FlagValues = flags.FLAGS) -> Loaded:
         return loading.from_workdir(values.workdir, values.step or None)
     if values.bundle:
         return bundle.load_bundle(values.bundle).model
-    return loading.from_published(values.checkpoint, config_lib.load(values))
+    return loading.from_published(values.checkpoint, config_lib.load(values), encoders)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import os
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -64,8 +65,13 @@ def from_workdir(workdir: str | os.PathLike[str], step: int | None = None) -> Lo
     return Loaded(config, method, model, origin)
 
 
-def from_published(path: str | os.PathLike[str], config: Any) -> Loaded:
+def from_published(
+    path: str | os.PathLike[str], config: Any, encoders: Sequence[str] = ()
+) -> Loaded:
     """Returns the model of a published file; `config` says which method and architecture it has.
+
+    Where `encoders` are named, only they are read from the file, which may then lack the rest of
+    the model, and the result has no others.
 
     Raises:
         UserError: the file cannot be read or holds another model.
@@ -74,7 +80,9 @@ def from_published(path: str | os.PathLike[str], config: Any) -> Loaded:
 
     layout = published.layout_of(config)
     loaded = from_seed(config, config.seed)
-    layout.load(path, loaded.model)
+    if encoders:
+        loaded.method.encoders = {name: loaded.encoder(name) for name in encoders}
+    layout.load(path, loaded.model, encoders)
     return dataclasses.replace(loaded, origin={"kind": "published file", "path": str(path)})
 
 

@@ -7,6 +7,7 @@ and nothing of a layout is known outside the method's own package.
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 from flax import nnx
@@ -17,8 +18,13 @@ from common.errors import UserError
 class Layout(Protocol):
     """A module that reads and writes one layout."""
 
-    def load(self, path: str | os.PathLike[str], model: nnx.Module) -> Any:
-        """Fills `model` from a file, running no code in it; raises `UserError`."""
+    def load(
+        self, path: str | os.PathLike[str], model: nnx.Module, encoders: Sequence[str] = ()
+    ) -> Any:
+        """Fills `model`, or only some of its encoders, from a file; raises `UserError`.
+
+        No code in the file is run.
+        """
         ...
 
     def save(self, path: str | os.PathLike[str], model: nnx.Module, config: Any) -> None:

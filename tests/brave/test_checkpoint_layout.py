@@ -14,6 +14,7 @@ from flax import nnx
 from brave import checkpoint_layout
 from common import state
 from common.errors import UserError
+from common.weights import loading
 from configs import brave_base
 
 CONFIG_FIELDS = {
@@ -153,7 +154,7 @@ def test_saving_never_overwrites_a_file(tmp_path):
     assert list(tmp_path.iterdir()) == [path], "no partial files are left"
 
 
-def test_the_narrow_network_loads_alone(tmp_path):
+def test_an_encoder_loads_alone(tmp_path):
     path, model, config = _saved(tmp_path)
 
     def strip(contents):
@@ -163,7 +164,7 @@ def test_the_narrow_network_loads_alone(tmp_path):
 
     other = _filled(config, seed=1)
     before = _values(other)
-    unused = checkpoint_layout.load(_rewritten(path, strip), other, narrow_only=True)
+    unused = checkpoint_layout.load(_rewritten(path, strip), other, ["video"])
     assert unused == ["params|flow_net/conv", "state|flow_net/conv"]
     loaded = {k: v for k, v in _values(model).items() if k.startswith("backbones/narrow/")}
     assert loaded
@@ -218,3 +219,23 @@ def test_a_released_file_loads_and_its_dead_heads_are_named(tmp_path):
                 wanted = contents[kind][module][name]
                 assert value.dtype == wanted.dtype and value.shape == wanted.shape
                 np.testing.assert_allclose(value, wanted, rtol=1e-6, err_msg=f"{module}|{name}")
+
+
+@pytest.mark.slow
+def test_a_model_of_one_encoder_offers_no_other(tmp_path):
+    config = brave_base.smoke(brave_base.get_config())
+    model = _filled(config.model)
+    path = tmp_path / "model.npy"
+    checkpoint_layout.save(path, model, config.model)
+
+    def strip(contents):
+        for kind in ("params", "state"):
+            kept = contents[kind].items()
+            contents[kind] = {k: v for k, v in kept if k.startswith("narrow_")}
+
+    path = _rewritten(path, strip)
+    loaded = loading.from_published(path, config, ["video"])
+    assert loaded.method.encoders.keys() == {"video"}, "the other would be untrained"
+    for name, value in _values(loaded.model).items():
+        if name.startswith("backbones/narrow/"):
+            np.testing.assert_array_equal(value, _values(model)[name])

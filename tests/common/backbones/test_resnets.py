@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from common import state
 from common.backbones.audio_resnet import AudioResNet
 from common.backbones.initializers import truncated_fan_in
+from common.backbones.resnet_blocks import max_pool
 from common.backbones.tsm_resnet import TSMResNet, still_shift, temporal_shift
 
 PACK = golden_rules.Pack("brave")
@@ -44,6 +45,21 @@ def test_the_temporal_shift_keeps_clips_apart(clips, frames, channels):
     together = temporal_shift(jnp.asarray(x.reshape(-1, 1, 1, channels)), frames)
     for clip, shifted in zip(x, together.reshape(x.shape), strict=True):
         np.testing.assert_array_equal(temporal_shift(jnp.asarray(clip), frames), shifted)
+
+
+@pytest.mark.parametrize("size", [(7, 8), (1, 2)])
+def test_pooling_and_its_gradient_are_those_of_the_window_reduction(size):
+    x = jax.random.normal(jax.random.key(0), (2, *size, 3))
+    target = jax.random.normal(jax.random.key(1), (2, -(-size[0] // 2), -(-size[1] // 2), 3))
+
+    def reduction(x):
+        return nnx.max_pool(x, (3, 3), strides=(2, 2), padding="SAME")
+
+    np.testing.assert_array_equal(max_pool(x), reduction(x))
+    ours, wanted = (
+        jax.grad(lambda x, pool=pool: (pool(x) * target).sum())(x) for pool in (max_pool, reduction)
+    )
+    np.testing.assert_allclose(ours, wanted, rtol=1e-6)
 
 
 def test_kernels_start_as_an_uncorrected_truncated_normal():
