@@ -107,10 +107,11 @@ def synced_waveform(
 
 def to_int16(waveform_N: np.ndarray) -> np.ndarray:
     """Quantises sound in [-1, 1] to int16, 1.0 to 32767; louder sound is clipped."""
-    if not np.isfinite(waveform_N).all():
+    if not np.isfinite(waveform_N.sum()):
         raise ValueError("the sound has samples that are not finite")
-    scaled_N = np.clip(waveform_N, -1, 1) * np.float32(32767)
-    return np.rint(scaled_N, out=scaled_N).astype(np.int16)
+    scaled_N = waveform_N * np.float32(32767)
+    np.rint(scaled_N, out=scaled_N)
+    return np.clip(scaled_N, -32767, 32767, out=scaled_N).astype(np.int16)
 
 
 def _repeated(waveform_N: np.ndarray, first: int, end: int) -> np.ndarray:
