@@ -25,6 +25,7 @@ import numpy as np
 from common.errors import UserError
 
 _log = logging.getLogger(__name__)
+_MAX_THREADS = 16  # unless asked for more: each holds the clips of a video or two
 _NAMED = 20  # bad videos named in the log; all of them are in videos.jsonl
 
 
@@ -97,7 +98,7 @@ def extract(
         read: see `Read`.
         embed: see `Embed`; always called with `batch_size` clips, the last ones padding.
         batch_size: clips per call of `embed`.
-        threads: how many videos are read at once; 0 is one per core.
+        threads: how many videos are read at once; 0 is one per core, at most 16.
 
     Raises:
         UserError: no video could be read, or another process is writing the same features.
@@ -201,7 +202,7 @@ def _run(
 
 def in_order(numbers: range, read: Read, threads: int) -> Iterator[tuple[int, Example | BadClip]]:
     """Reads videos in parallel and yields them in order, a few ahead of the consumer."""
-    threads = threads or os.cpu_count() or 1
+    threads = threads or min(os.cpu_count() or 1, _MAX_THREADS)
     with concurrent.futures.ThreadPoolExecutor(threads) as pool:
         ahead: deque[tuple[int, concurrent.futures.Future[Example]]] = deque()
         remaining = iter(numbers)

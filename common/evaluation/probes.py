@@ -51,7 +51,9 @@ def fit_svm(
     """Fits the linear SVM of BraVe's published evaluation: squared hinge, one against the rest.
 
     Features are standardised with the training rows' mean and deviation, then given to
-    scikit-learn's ``LinearSVC`` with its defaults (`C` = 1e-4 is behind every published number).
+    scikit-learn's ``LinearSVC`` with the defaults it had then (`C` = 1e-4 is behind every published
+    number). Where there are more columns than rows, the rows are first turned into the space they
+    span, which changes neither the problem nor its solution and saves most of the work.
     Everything is held in memory; see `fit_logistic` for features that do not fit.
 
     Args:
@@ -73,9 +75,15 @@ def fit_svm(
     _check_memory(features_RD)
     scaler = StandardScaler()
     standard_RD = scaler.fit_transform(np.asarray(features_RD, np.float64))
+    basis_DE = None
+    if standard_RD.shape[1] > standard_RD.shape[0]:
+        basis_DE, turned_ER = np.linalg.qr(standard_RD.T)
+        standard_RD = np.ascontiguousarray(turned_ER.T)
 
     def solve(targets_R: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        solver = LinearSVC(C=C, random_state=seed, max_iter=max_iter).fit(standard_RD, targets_R)
+        # scikit-learn now chooses the primal solver where rows are many; it is 2 to 3 times slower.
+        solver = LinearSVC(C=C, dual=True, random_state=seed, max_iter=max_iter)
+        solver.fit(standard_RD, targets_R)
         return solver.coef_.T, solver.intercept_
 
     with warnings.catch_warnings(record=True) as caught:
@@ -92,6 +100,8 @@ def fit_svm(
             bias_K = np.concatenate([b for _, b in solved])
     short = any(issubclass(w.category, exceptions.ConvergenceWarning) for w in caught)
     notes = (f"the SVM solver stopped after {max_iter} passes, before convergence",) * short
+    if basis_DE is not None:
+        weights_DK = basis_DE @ weights_DK
     weights_DC, bias_C = _spread(weights_DK, bias_K, present, num_classes)
     return LinearProbe(scaler.mean_, scaler.scale_, weights_DC, bias_C, notes)
 

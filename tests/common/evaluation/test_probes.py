@@ -3,6 +3,7 @@ import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
+from sklearn.svm import LinearSVC
 
 from common.errors import UserError
 from common.evaluation import metrics, probes
@@ -37,6 +38,14 @@ def test_an_svm_that_did_not_converge_says_so():
     features, labels = _blobs(200, 30, 5)
     assert "before convergence" in probes.fit_svm(features, labels, 5, C=10, max_iter=1).notes[0]
     assert not probes.fit_svm(features, labels, 5, C=1e-4).notes
+
+
+def test_more_columns_than_rows_change_nothing_but_the_work():
+    features, labels = _blobs(40, 100, 3, spread=3.0)
+    standard = StandardScaler().fit_transform(features.astype(np.float64))
+    theirs = LinearSVC(C=0.01, dual=True, max_iter=100_000, tol=1e-10).fit(standard, labels)
+    ours = probes.fit_svm(features, labels, 3, C=0.01, max_iter=100_000).scores(features)
+    np.testing.assert_allclose(ours, theirs.decision_function(standard), atol=1e-3)
 
 
 @pytest.mark.parametrize("fit", [probes.fit_svm, probes.fit_logistic])
