@@ -73,14 +73,15 @@ def prepare(packs: int, workers: int) -> pathlib.Path:
     for package in used:
         print(f"  {package.name} {package.version}, {package.licence} licence")
     names, *archives = [sources.fetch(package, cache / "packages") for package in used]
-    videos = cache / "emoji" / "videos"
+    folder = cache / "emoji" / f"rendering_{sources.RENDERING}"
+    videos = folder / "videos"
     codes = [
         code
         for archive in archives
         for code in sources.render(archive, videos, workers or os.cpu_count() or 1)
     ]
     emojis = sources.catalogue(names)
-    made = cache / "emoji" / f"packs_1_to_{packs}"
+    made = folder / f"packs_1_to_{packs}"
     for name, clips in sources.splits([emojis[code] for code in codes]).items():
         task, _, split = name.partition("_")
         column = task if task in TASKS else "group"
