@@ -24,6 +24,7 @@ _REQUIRED = [
     "protobuf>=5",
     "safetensors>=0.4",
     "scikit-learn>=1.5",
+    "scipy>=1.13",
     "tensorboard>=2.18",
     "tensorflow-cpu>=2.20; platform_machine == 'x86_64' and sys_platform == 'linux'",
     "tensorflow>=2.20; platform_machine != 'x86_64' or sys_platform != 'linux'",
@@ -46,7 +47,13 @@ setuptools.setup(
     extras_require={
         "beam": ["apache-beam>=2.60"],
         "cuda": ["jax[cuda13]>=0.10"],
-        "dev": ["hypothesis>=6.100", "pytest>=8", "pytest-xdist>=3.6", "ruff>=0.9"],
+        "dev": [
+            "apache-beam>=2.60",
+            "hypothesis>=6.100",
+            "pytest>=8",
+            "pytest-xdist>=3.6",
+            "ruff>=0.9",
+        ],
         "tpu": ["jax[tpu]>=0.10"],
     },
 )

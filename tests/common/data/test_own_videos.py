@@ -1,0 +1,79 @@
+"""A user's own folder becomes training and held-out clips."""
+
+import json
+
+import pytest
+
+from common.data import own_videos
+from common.errors import UserError
+
+
+@pytest.fixture
+def lengths(monkeypatch):
+    """Durations by file name, so that no video needs to be encoded."""
+    known = {}
+    monkeypatch.setattr(own_videos, "_duration", lambda path: known[path.rsplit("/", 1)[1]])
+    return known
+
+
+def make(folder, name, lengths, seconds):
+    path = folder / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.touch()
+    lengths[path.name] = seconds
+
+
+def read(folder, split):
+    return [json.loads(line) for line in (folder / f"{split}.jsonl").read_text().splitlines()]
+
+
+def test_folders_are_labels_and_whole_files_are_held_out(tmp_path, lengths):
+    videos, tables = tmp_path / "videos", tmp_path / "tables"
+    for label in ("cat", "dog"):
+        for number in range(10):
+            make(videos, f"{label}/{label}{number}.mp4", lengths, 25.0)
+    counts, can_probe = own_videos.write_tables(videos, tables)
+    train, test = read(tables, "train"), read(tables, "test")
+    assert counts == {"train": len(train), "test": len(test)} == {"train": 48, "test": 12}
+    assert can_probe
+    assert not {row["path"] for row in train} & {row["path"] for row in test}
+    assert {row["labels"][0] for row in test} == {"cat", "dog"}
+
+
+def test_without_folders_the_last_part_of_each_file_is_held_out(tmp_path, lengths):
+    videos, tables = tmp_path / "videos", tmp_path / "tables"
+    make(videos, "long a.mp4", lengths, 103.0)
+    make(videos, "b.mp4", lengths, 30.5)
+    make(videos, "short.mp4", lengths, 3.0)
+    _, can_probe = own_videos.write_tables(videos, tables)
+    assert can_probe
+    train, test = read(tables, "train"), read(tables, "test")
+    assert {row["labels"][0] for row in test} == {"long a.mp4", "b.mp4"}
+    for name in ("long a.mp4", "b.mp4"):
+        last = max(row["end"] for row in train if row["labels"] == [name])
+        assert all(row["start"] >= last for row in test if row["labels"] == [name])
+    assert [row for row in train if row["labels"] == ["short.mp4"]] == [
+        {"path": str(videos / "short.mp4"), "labels": ["short.mp4"]}
+    ]
+
+
+@pytest.mark.parametrize("seconds", [0.0, 3.0, 10.0, 10.5, 11.0, 19.9, 20.0, 61.2])
+def test_segments_cover_the_whole_file_without_gaps(tmp_path, lengths, seconds):
+    make(tmp_path, "a.mp4", lengths, seconds)
+    own_videos.write_tables(tmp_path, tmp_path / "tables")
+    rows = read(tmp_path / "tables", "train") + read(tmp_path / "tables", "test")
+    if len(rows) == 1:
+        assert "start" not in rows[0]
+        return
+    assert rows[0]["start"] == 0
+    assert rows[-1]["end"] == seconds
+    assert all(a["end"] == b["start"] for a, b in zip(rows, rows[1:], strict=False))
+    assert all(row["end"] - row["start"] >= 1 for row in rows)
+
+
+def test_one_file_cannot_be_probed_and_no_file_is_a_mistake(tmp_path, lengths):
+    make(tmp_path / "one", "a.mp4", lengths, 60.0)
+    assert own_videos.write_tables(tmp_path / "one", tmp_path / "tables")[1] is False
+    (tmp_path / "none").mkdir()
+    with pytest.raises(UserError, match="none"):
+        own_videos.write_tables(tmp_path / "none", tmp_path / "tables")
