@@ -66,6 +66,8 @@ def first_step(folder: pathlib.Path, steps: int) -> float:
                 elapsed = time.perf_counter() - start
         if run.wait() or elapsed is None:
             raise UserError(f"the run failed:\n{(folder / 'log').read_text()[-2000:]}")
+    lines = (folder / "log").read_text().splitlines()
+    print(f"steps={steps}:", *[line for line in lines if "compiled in" in line])
     return elapsed
 
 

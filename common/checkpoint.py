@@ -8,6 +8,7 @@ and the newest whole one is restored.
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import os
@@ -159,17 +160,20 @@ class Checkpoints:
             )
 
     def _set_aside(self, step: int, problem: str) -> None:
-        source, target = self._folder / str(step), self._workdir / DAMAGED_FOLDER / str(step)
-        number = 1
-        while target.exists():
-            number += 1
-            target = target.with_name(f"{step}-{number}")
+        source = self._folder / str(step)
+        target = unused(self._workdir / DAMAGED_FOLDER / str(step))
         _log.warning(
             "The checkpoint %s is damaged (%s). It is not used; it is kept as %s. Going back to "
             "the newest whole one.", source, problem, target,
         )  # fmt: skip
         target.parent.mkdir(exist_ok=True)
         source.rename(target)
+
+
+def unused(path: pathlib.Path) -> pathlib.Path:
+    """Returns ``path``, or ``path-2``, ``path-3``, ... if there is something already."""
+    others = (path.with_name(f"{path.name}-{number}") for number in itertools.count(2))
+    return next(place for place in itertools.chain([path], others) if not place.exists())
 
 
 def steps(folder: pathlib.Path) -> list[int]:

@@ -209,10 +209,24 @@ def _run(
     pending: _Pending | None = None
     with _Signals() as signals, metrics_lib.MetricsWriter(workdir, start) as writer:
         report = _Report(config, writer, clock, workdir)
+
+        def save(number: int) -> None:
+            if pending:
+                with clock.time("device"):
+                    values = jax.device_get(pending.metrics)
+                report(pending, values, state)
+            with clock.time("save"):
+                checkpoints.save(number, state)
+
         for number in range(start + 1, config.steps + 1):
-            with clock.time("data"):
-                batch = next(batches)
-                sample_ids = batch.pop(pipeline.SAMPLE_ID)
+            try:
+                with clock.time("data"):
+                    batch = next(batches)
+            except UserError:  # the data are at fault; what was trained is kept
+                if number > start + 1:
+                    save(number - 1)
+                raise
+            sample_ids = batch.pop(pipeline.SAMPLE_ID)
             with clock.time("device"):
                 with jax.transfer_guard("disallow"):
                     state, metrics = step(state, batch)
@@ -224,12 +238,8 @@ def _run(
             checkpoints.check()
             last = number == config.steps or signals.received is not None
             if last or number % config.checkpoint_every == 0:
-                with clock.time("device"):
-                    values = jax.device_get(pending.metrics)
-                report(pending, values, state)
+                save(number)
                 pending = None
-                with clock.time("save"):
-                    checkpoints.save(number, state)
             if last:
                 checkpoints.finish()
                 if signals.received is not None and number < config.steps:
@@ -289,7 +299,8 @@ class _Report:
     ) -> UserError:
         """Saves what is needed to look into it; returns the error to raise."""
         folder = self._workdir.absolute() / "nonfinite" / f"step-{done.step}"
-        folder.mkdir(parents=True, exist_ok=True)
+        folder = checkpoint.unused(folder)
+        folder.mkdir(parents=True)
         report = {
             "step": done.step,
             "sample_ids": np.asarray(done.sample_ids).tolist(),
@@ -297,7 +308,7 @@ class _Report:
         }
         (folder / "report.json").write_text(json.dumps(report, indent=1))
         with ocp.StandardCheckpointer() as checkpointer:
-            checkpointer.save(folder / "state", vars(state), force=True)
+            checkpointer.save(folder / "state", vars(state))
         return UserError(
             f"step {done.step}: loss {values['loss']}, gradient norm {values['gradient_norm']}: "
             f"training cannot go on. {folder} holds the state that this step began with and the "

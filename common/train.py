@@ -26,13 +26,14 @@ def main(argv: list[str]) -> int:
     if len(argv) > 1:
         raise launch.UserError(f"unexpected argument {argv[1]!r}; options begin with --.")
     config = config_lib.load()
-    from common import loop, methods
+    from common import hosts, loop, methods
     from common.data import pipeline
 
     launch.keep_compiled_programs()
     method = methods.create(config)
+    data = pipeline.TrainData(config, method.views, hosts.index(), hosts.count())
     try:
-        loop.train(method, config, flags.FLAGS.workdir, pipeline.TrainData(config, method.views))
+        loop.train(method, config, flags.FLAGS.workdir, data)
     except loop.Stopped as stopped:
         logging.getLogger(__name__).info("%s; the same command continues it.", stopped)
         return 128 + stopped.signum

@@ -155,6 +155,8 @@ def test_what_a_killed_save_left_behind_is_not_taken_for_a_checkpoint(
     assert same_bits(restore(tmp_path, program), states[1])
 
 
+# A failed write leaves threads of Orbax's behind that complain when the test has ended.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_full_disk_costs_no_earlier_checkpoint(tmp_path, program, states):
     save(tmp_path, program, {1: states[1]})
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -169,6 +171,8 @@ def test_a_full_disk_costs_no_earlier_checkpoint(tmp_path, program, states):
     assert same_bits(restore(tmp_path, program), states[1])
 
 
+# A failed write leaves threads of Orbax's behind that complain when the test has ended.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_save_that_fails_in_the_background_stops_the_run_which_then_continues(
     tmp_path, monkeypatch
 ):

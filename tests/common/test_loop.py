@@ -158,6 +158,28 @@ def test_a_loss_that_is_not_finite_stops_the_run_with_step_ids_and_state(whole_r
     assert checkpoint.steps(tmp_path / "checkpoints") == []
 
 
+def test_data_that_end_in_an_error_cost_nothing_that_was_trained(whole_run, tmp_path):
+    workdir, state = whole_run
+
+    def fail(number):
+        if number == 5:
+            raise UserError("too many clips cannot be read")
+
+    with pytest.raises(UserError, match="too many clips"):
+        loop.train(Toy(), get_config(), tmp_path, ToyData(before=fail))
+    assert checkpoint.steps(tmp_path / "checkpoints") == [3, 5]
+    assert same_bits(loop.train(Toy(), get_config(), tmp_path, ToyData()), state)
+    assert losses(tmp_path) == losses(workdir)
+
+
+def test_what_was_kept_of_an_earlier_failure_is_not_overwritten(tmp_path):
+    for _ in range(2):
+        with pytest.raises(UserError, match="step 1: loss"):
+            loop.train(Toy(), get_config(), tmp_path, ToyData(broken_step=0))
+    folders = sorted(path.name for path in (tmp_path / "nonfinite").iterdir())
+    assert folders == ["step-1", "step-1-2"]
+
+
 def test_a_state_whose_loss_is_not_finite_is_never_saved(tmp_path):
     with pytest.raises(UserError, match="step 3: loss"):
         loop.train(Toy(), get_config(), tmp_path, ToyData(broken_step=2))

@@ -1,0 +1,90 @@
+"""Promise: the real command, on real records, killed in the middle, goes on as if nothing was."""
+
+from __future__ import annotations
+
+import io
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import PIL.Image
+import pytest
+from toy_method import losses, same_bits
+
+from common import checkpoint, launch
+from common.data import records, shards
+
+pytestmark = pytest.mark.slow
+
+STEPS = 8
+ROOT = pathlib.Path(launch.__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Holds twelve short clips with sound as records, and what the processes compile."""
+    folder = tmp_path_factory.mktemp("train")
+    (folder / "records").mkdir()
+    generator = np.random.default_rng(0)
+    with (folder / "records" / "train-00000-of-00001.tfrecord").open("wb") as shard:
+        for number in range(12):
+            frames = generator.integers(0, 256, (12, 6, 6, 3), np.uint8).repeat(8, 1).repeat(8, 2)
+            clip = records.Clip(
+                id=f"clip-{number}",
+                frames_jpeg=[jpeg(frame) for frame in frames],
+                frame_rate=25.0,
+                waveform=generator.normal(0, 0.1, 8000).astype(np.float32),
+                audio_rate=16000,
+            )
+            shard.write(shards.frame(records.serialize(clip)))
+    return folder
+
+
+def jpeg(frame):
+    buffer = io.BytesIO()
+    PIL.Image.fromarray(frame).save(buffer, "JPEG")
+    return buffer.getvalue()
+
+
+def start(folder, workdir, *changes: str) -> subprocess.Popen[str]:
+    command = [
+        sys.executable, "-m", "common.train", "--config=configs/brave_demo.py:smoke",
+        f"--workdir={workdir}", f"--config.data.train={folder / 'records'}",
+        f"--config.steps={STEPS}", *changes,
+    ]  # fmt: skip
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XDG_CACHE_HOME": str(folder / "cache")}
+    return subprocess.Popen(
+        command,
+        cwd=ROOT,
+        env=environment,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+
+
+def written(workdir) -> int:
+    path = workdir / "metrics.jsonl"
+    return path.read_text().count("\n") if path.exists() else 0
+
+
+def test_training_killed_in_the_middle_continues_bit_identically(folder, tmp_path):
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    _, errors = (run := start(folder, whole)).communicate()
+    assert run.returncode == 0, errors
+    assert list(losses(whole)) == list(range(1, STEPS + 1))
+
+    run = start(folder, killed)
+    while written(killed) < 3 and run.poll() is None:
+        time.sleep(0.01)
+    run.send_signal(signal.SIGKILL)
+    assert run.wait() == -signal.SIGKILL, run.stderr.read()
+    # Other numbers of threads and batches ahead: neither may matter.
+    _, errors = (run := start(folder, killed, "--config.data.threads=1")).communicate()
+    assert run.returncode == 0, errors
+    assert losses(killed) == losses(whole)
+    assert same_bits(checkpoint.read(killed)[1], checkpoint.read(whole)[1])
