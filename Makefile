@@ -23,10 +23,10 @@ demo: $(INSTALLED)  ## mp4 files to a trained, evaluated, exported model and a r
 	@$(BIN)/python -m common.demo --output=$(or $(OUTPUT),runs/demo) $(if $(VIDEOS),--videos='$(VIDEOS)')
 
 test: $(INSTALLED)  ## every test
-	@$(BIN)/python -m pytest -q --durations=15
+	@$(BIN)/python -m pytest -q -n auto --dist loadfile --durations=15
 
 test-quick: $(INSTALLED)  ## the tests that take seconds
-	@$(BIN)/python -m pytest -q -m "not slow"
+	@$(BIN)/python -m pytest -q -n auto --dist loadfile -m "not slow"
 
 lint: $(INSTALLED)  ## ruff
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
