@@ -72,7 +72,11 @@ class Brave:
             else:
                 convolve = view != NARROW and model.video.random_convolution
                 inputs[view] = augment_clips(
-                    batch[view], keys_of_view_B, flip=model.flip, random_convolution=convolve
+                    batch[view],
+                    keys_of_view_B,
+                    blur=model.blur,
+                    flip=model.flip,
+                    random_convolution=convolve,
                 )
         return inputs
 

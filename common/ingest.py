@@ -147,10 +147,10 @@ def _run_local(
 def _write(
     output: writer.Output, tasks: list[writer.Task], outcomes: Iterable[convert.Outcome]
 ) -> None:
-    import tqdm
+    from common.progress import bar
 
     rejected, shard_writer = 0, None
-    with tqdm.tqdm(total=len(tasks), unit="clip", desc=output.split, smoothing=0.05) as progress:
+    with bar(total=len(tasks), unit="clip", desc=output.split, smoothing=0.05) as progress:
         for task, outcome in zip(tasks, outcomes, strict=True):
             shard_writer = shard_writer or output.open_shard(task.shard)
             shard_writer.add(task, outcome)

@@ -19,7 +19,5 @@ def create(config: Any) -> Method:
 
     methods = {"brave": Brave}
     if config.method not in methods:
-        raise UserError(
-            f"config.method is {config.method!r}; it must be one of {sorted(methods)}."
-        )
+        raise UserError(f"config.method is {config.method!r}; it must be one of {sorted(methods)}.")
     return methods[config.method](config)

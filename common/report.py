@@ -142,7 +142,7 @@ def _curves(rows: list[dict[str, float]]) -> str:
         names = [name for name in rows[-1] if name.startswith(prefix)]
         for name in names:
             points = [(row["step"], row[name]) for row in rows if row.get(name) is not None]
-            axis.plot(*zip(*points, strict=True), label=name.removeprefix(prefix) or None)
+            axis.plot(*zip(*points, strict=True), label=name.removeprefix("collapse/"))
         axis.set_title(title, fontsize=10)
         axis.set_xlabel("step", fontsize=8)
         axis.set_ylim(bottom=0)

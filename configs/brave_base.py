@@ -24,6 +24,7 @@ def get_config() -> ConfigDict:
     model.projector_hidden = 4096
     model.projection_dim = 128
     model.frame_rate = 25.0  # frames/s at which strides count
+    model.blur = True  # up to 2 pixels: mild at 224 px, and much at 64
     model.flip = 0.5  # probability of mirroring a view; 0 where left and right matter
 
     model.narrow = narrow = ConfigDict()

@@ -22,6 +22,7 @@ def get_config(variant: str = "") -> ConfigDict:
 
     model = config.model
     model.sync = "independent"  # the sound is then that of the whole clip
+    model.blur = False  # at 64 px it would leave little to see
     model.flip = 0.0  # the world tells left from right
     model.projector_hidden = 512
     model.projection_dim = 64

@@ -74,8 +74,7 @@ def _make(folder: str, settings, job: tuple[str, int]) -> dict:
 
 
 def _in_parallel(make, jobs: list[tuple[str, int]], workers: int) -> list[dict]:
-    import tqdm
-
+    from common import progress
     from common.data.workers import run_ordered
 
     # Cores this process may use, where the system can tell.
@@ -84,7 +83,7 @@ def _in_parallel(make, jobs: list[tuple[str, int]], workers: int) -> list[dict]:
     rows = map(make, jobs)
     if workers > 1:
         rows = run_ordered(make, jobs, workers, _give_up, _TIMEOUT_SECONDS)
-    return list(tqdm.tqdm(rows, total=len(jobs), unit="video", desc="render"))
+    return list(progress.bar(rows, total=len(jobs), unit="video", desc="render"))
 
 
 def _give_up(job: tuple[str, int], why: str) -> dict:

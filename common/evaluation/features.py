@@ -160,12 +160,12 @@ def _run(
     writer: _Writer,
 ) -> None:
     """Extracts the videos after those in `done`, in order."""
-    from tqdm import tqdm
+    from common import progress
 
     waiting: deque[Video] = deque()  # videos whose rows are not all written
     clips, clip_ids, written = [], [], num_rows
     num_bad = 0
-    with tqdm(total=num_videos, initial=len(done), unit="video", desc="features") as bar:
+    with progress.bar(total=num_videos, initial=len(done), unit="video", desc="features") as bar:
 
         def flush(last: bool) -> None:
             nonlocal written
