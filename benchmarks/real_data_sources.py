@@ -224,14 +224,18 @@ def family_of(emoji: Emoji) -> str:
 
 
 def held_out_families(emojis: Sequence[Emoji]) -> set[str]:
-    """Chooses `HELD_OUT_SHARE` of the families of every group, by the hash of their name."""
+    """Chooses `HELD_OUT_SHARE` of the families of every group, by the hash of their name.
+
+    A group's only family is kept for training.
+    """
     by_group: dict[str, set[str]] = {}
     for emoji in emojis:
         by_group.setdefault(emoji.group, set()).add(family_of(emoji))
     held: set[str] = set()
     for families in by_group.values():
         ordered = sorted(families, key=lambda name: hashlib.sha256(name.encode()).digest())
-        held.update(ordered[: math.ceil(HELD_OUT_SHARE * len(ordered))])
+        count = min(math.ceil(HELD_OUT_SHARE * len(ordered)), len(ordered) - 1)
+        held.update(ordered[:count])
     return held
 
 
