@@ -23,7 +23,8 @@ def load(name: str, variant: str = ""):
 @pytest.mark.parametrize("name", NAMES)
 def test_a_config_opens_with_its_command_hardware_and_what_it_reproduces(name):
     page = importlib.import_module(f"configs.{name}").__doc__
-    assert re.search(rf"python -m common\.train --config=configs/{name}\.py", page)
+    own = rf"python -m common\.train --config=configs/{name}\.py"
+    assert re.search(rf"{own}|python -m benchmarks\.\w+ ", page)
     assert "Hardware:" in page
     assert "Reproduces:" in page
 
@@ -50,7 +51,7 @@ def test_an_unknown_variant_is_refused(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_the_smoke_variant_trains(name, tmp_path):
     config = load(name, "smoke")
-    config_lib.validate(config)
+    config_lib.check(config)
     method = methods.create(config)
     state = loop.train(method, config, tmp_path, pipeline.TrainData(config, method.views))
     assert int(state.step) == config.steps
