@@ -10,15 +10,12 @@ from flax import nnx
 
 from brave.loss import brave_loss
 from brave.model import BraveModel
-from brave.naming import broad_views
-from brave.views import NARROW, BraveViews
+from brave.naming import NARROW, broad_views
+from brave.views import BraveViews
 from common.data.device_augment import augment_clips, augment_flow, normalise
 from common.data.log_mel import LogMel
 from common.method import AudioInput, Batch, Embeddings, Encoder, VideoInput
 from common.precision import compute_dtype
-
-# Features are evaluated on longer clips than are trained on, as in the published protocol.
-_EVALUATION_LENGTH = 2
 
 
 class Brave:
@@ -95,7 +92,7 @@ class Brave:
         encoders = {
             "video": Encoder(
                 VideoInput(
-                    num_frames=_EVALUATION_LENGTH * narrow.num_frames,
+                    num_frames=settings.evaluation_frames,
                     frame_rate=settings.frame_rate,
                     stride=narrow.stride,
                     size=narrow.size,

@@ -7,14 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from brave.naming import broad_views
+from brave.naming import NARROW, broad_views
 from common.errors import UserError
 
 if TYPE_CHECKING:
     import jax
     import tensorflow as tf
 
-NARROW = "narrow"
 SYNCS = ("aligned", "independent")
 
 # Streams of the host's randomness: every view draws its place and its window from its own.

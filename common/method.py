@@ -36,6 +36,8 @@ class Views(Protocol):
     def example(self, record: Mapping[str, tf.Tensor], seed: tf.Tensor) -> dict[str, tf.Tensor]:
         """Turns one parsed record (see ``common.data.records.parse``) into one example.
 
+        Frames may not have been read yet: count them with ``common.data.decode.count`` and choose
+        them with ``common.data.decode.take``, which reads no others.
         Runs inside ``tf.data``. ``seed`` is an int32 (2,) tensor, a pure function of (run seed,
         sample number); all randomness comes from it through ``tf.random.stateless_*``. Pixels stay
         uint8 and sound int16: scaling and augmentation belong to `Method.augment`.

@@ -24,6 +24,7 @@ def get_config() -> ConfigDict:
     model.projector_hidden = 4096
     model.projection_dim = 128
     model.frame_rate = 25.0  # frames/s at which strides count
+    model.evaluation_frames = 32  # of the clips that are evaluated, twice those trained on
     model.blur = True  # up to 2 pixels: mild at 224 px, and much at 64
     model.flip = 0.5  # probability of mirroring a view; 0 where left and right matter
 
@@ -81,6 +82,7 @@ def smoke(config: ConfigDict) -> ConfigDict:
     config.optimizer.warmup_steps = 1
     config.model.projector_hidden = 32
     config.model.projection_dim = 8
+    config.model.evaluation_frames = 4
     for view in (config.model.narrow, config.model.video, config.model.flow):
         view.blocks = (1, 1, 1, 1)
         view.width = view.width / 8

@@ -31,6 +31,7 @@ def get_config(variant: str = "") -> ConfigDict:
         view.blocks = (1, 1, 1, 1)
         view.width = 0.25
     model.narrow.num_frames, model.narrow.stride, model.narrow.size = 8, 1, 48
+    model.evaluation_frames = 16
     model.video.num_frames, model.video.stride, model.video.size = 8, 4, 32
 
     config.optimizer.name = "adamw"

@@ -24,6 +24,7 @@ def get_config(**changes):
     model.narrow.blocks = (1, 1, 1, 1)
     model.narrow.width = 0.125
     model.narrow.num_frames, model.narrow.stride, model.narrow.size = 2, 2, 28
+    model.evaluation_frames = 4
     model.audio.blocks = (1, 1, 1, 1)
     model.audio.width = 0.125
     model.audio.num_samples, model.audio.sample_rate = 3200, 16_000
