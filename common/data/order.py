@@ -23,7 +23,8 @@ class Order:
 
     Draw number ``g = step * batch_size + position`` belongs to one source and one record of it. In
     a mixture, the first n blocks of `MIXING_BLOCK` draws together give every source its share to
-    within one draw, for every n. Each source is walked pass by pass, every pass visiting each of
+    within one draw, for every n (of more than four sources: half a draw each time their number
+    doubles). Each source is walked pass by pass, every pass visiting each of
     its records once in another order.
     """
 
@@ -59,8 +60,7 @@ class Order:
             raise UserError(f"data.block_size must be at least 1; it is {block_size}.")
         self.batch_size, self.seed, self.reserves = batch_size, seed, reserves
         self._sizes = np.asarray(sizes, np.int64)
-        self._shares = np.cumsum(np.asarray(weights, np.float64) / np.sum(weights))
-        self._shares[-1] = 1.0  # whatever the rounding of the sum
+        self._weights = np.asarray(weights, np.float64)
         self._block_sizes = np.minimum(block_size, self._sizes)
 
     def batch(self, step: int) -> tuple[np.ndarray, np.ndarray]:
@@ -123,8 +123,7 @@ class Order:
 
     def _drawn(self, blocks: int) -> np.ndarray:
         """Returns how often each source is drawn in the first `blocks` blocks."""
-        ends = np.floor(self._shares * (int(blocks) * MIXING_BLOCK) + 0.5).astype(np.int64)
-        return np.diff(ends, prepend=0)
+        return np.asarray(_share_out(int(blocks) * MIXING_BLOCK, self._weights), np.int64)
 
     def _record(self, source_B: np.ndarray, epoch_B: np.ndarray, at_B: np.ndarray) -> np.ndarray:
         """Returns the record at place `at_B` of pass `epoch_B` over each source.
@@ -140,6 +139,21 @@ class Order:
         place_B = np.where(place_B < whole_B, permuted_B, place_B)
         offset_B = (_hash(key_B) % size_B.astype(np.uint64)).astype(np.int64)
         return (place_B * block_B + at_B % block_B + offset_B) % size_B
+
+
+def _share_out(total: int, weights: np.ndarray) -> list[int]:
+    """Splits `total` by weight into whole numbers, none of which shrinks as the total grows.
+
+    It halves the list again and again and rounds the lighter half's part: each split is off by half
+    a draw at most, and passes on to a part no more than that part's share of the error above it.
+    """
+    if len(weights) == 1:
+        return [total]
+    half = len(weights) // 2
+    first, second = weights[:half].sum(), weights[half:].sum()
+    light = int(np.floor(total * (min(first, second) / (first + second)) + 0.5))
+    left = light if first <= second else total - light
+    return _share_out(left, weights[:half]) + _share_out(total - left, weights[half:])
 
 
 def _permute(x_B: np.ndarray, size_B: np.ndarray, key_B: np.ndarray) -> np.ndarray:

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from common.data.order import MIXING_BLOCK, Order
@@ -50,16 +50,18 @@ def test_slices_of_any_number_of_processes_are_disjoint_and_complete(seed, rows,
 
 @settings(max_examples=40, deadline=None)
 @given(
-    weights=st.lists(st.floats(0.01, 100), min_size=2, max_size=5),
+    weights=st.lists(st.floats(0.01, 100), min_size=2, max_size=9),
     seed=seeds,
     blocks=st.integers(1, 12),
 )
+@example(weights=[1.0, 3.0, 0.01, 17.0], seed=0, blocks=4)  # a share of far below one draw
 def test_mixtures_keep_their_weights_within_one_draw(weights, seed, blocks):
     order = Order([10] * len(weights), weights, batch_size=MIXING_BLOCK, seed=seed)
     sources = np.concatenate([order.batch(step)[0] for step in range(blocks)])
     counts = np.bincount(sources, minlength=len(weights))
     wanted = blocks * MIXING_BLOCK * np.array(weights) / sum(weights)
-    assert np.abs(counts - wanted).max() <= 1.001
+    doublings = np.ceil(np.log2(len(weights)))
+    assert np.abs(counts - wanted).max() <= max(1.0, doublings / 2) + 1e-3
 
 
 def test_round_weights_are_kept_exactly_in_every_block():
