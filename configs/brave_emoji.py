@@ -25,20 +25,21 @@ def get_config(variant: str = "") -> ConfigDict:
     model.broad = ("video",)
     model.sync = "independent"
     model.frame_rate = 12.0
+    model.evaluation_frames = 16
+    model.blur = False  # at 48 px it would leave little to see
     model.projector_hidden = 512
     model.projection_dim = 128
     for view in (model.narrow, model.video):
         view.blocks = (1, 1, 1, 1)
         view.width = 0.25
     model.narrow.num_frames, model.narrow.stride, model.narrow.size = 8, 1, 48
-    model.evaluation_frames = 16
     model.video.num_frames, model.video.stride, model.video.size = 8, 4, 32
 
-    config.optimizer.name = "adamw"
-    config.optimizer.learning_rate = 2e-3
+    # As in configs/brave_demo.py: Adam would leave the embeddings two or three dimensions.
+    config.optimizer.name = "sgd"
+    config.optimizer.learning_rate = 0.1
     config.optimizer.warmup_steps = 100
     config.optimizer.weight_decay = 1e-4
-    config.optimizer.lr_multipliers = ()
     config.log_every = 50
     config.checkpoint_every = 250
     config.keep_checkpoints = 1

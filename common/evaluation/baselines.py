@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,6 +17,7 @@ _WINDOW_S = 0.025
 _NOISE_DIM = 64
 
 
+@functools.cache  # one object per input, so that what is compiled for it is found again
 def raw_encoder(inputs: VideoInput | AudioInput) -> Encoder:
     """Returns an encoder without weights, whose features are the input itself, made small.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -17,7 +18,7 @@ Prepare = Callable[[jax.Array, jax.Array], jax.Array]
 
 
 class Embedder:
-    """An encoder with its weights, compiled once for one batch size."""
+    """An encoder with its weights, for one batch size."""
 
     def __init__(
         self,
@@ -39,26 +40,20 @@ class Embedder:
         mesh = jax.sharding.Mesh(devices, ("data",))
         self._split = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
         everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
-        graphdef: Any = None
+        self._graphdef: Any = None
         state: Any = ()
         if model is not None:
             model.eval()
-            graphdef, state = nnx.split(model)
+            self._graphdef, state = nnx.split(model)
         self._state = jax.device_put(state, everywhere)
-
-        @jax.jit
-        def embed(state: Any, clips: jax.Array, ids_B2: jax.Array) -> jax.Array:
-            if prepare is not None:
-                clips = prepare(clips, ids_B2)
-            merged = None if graphdef is None else nnx.merge(graphdef, state)
-            return encoder.embed(merged, clips).astype(jnp.float32)
-
-        self._embed = embed
+        self._run, self._prepare = encoder.embed, prepare
 
     def __call__(self, clips: np.ndarray, ids_B2: np.ndarray) -> np.ndarray:
         """Returns features, float32 (B, D), of exactly `batch_size` clips."""
         clips, ids_B2 = jax.device_put((clips, ids_B2.astype(np.int32)), self._split)
-        return np.asarray(self._embed(self._state, clips, ids_B2))
+        return np.asarray(
+            _embed(self._run, self._prepare, self._graphdef, self._state, clips, ids_B2)
+        )
 
     def all(self, clips: np.ndarray) -> np.ndarray:
         """Returns features, float32 (N, D), of any number of clips; the last batch is padded."""
@@ -71,6 +66,18 @@ class Embedder:
         return np.concatenate(parts)
 
 
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _embed(
+    run: Any, prepare: Prepare | None, graphdef: Any, state: Any, clips: jax.Array, ids: jax.Array
+) -> jax.Array:
+    """One compiled program serves all weights of an architecture: they are an argument."""
+    if prepare is not None:
+        clips = prepare(clips, ids)
+    model = None if graphdef is None else nnx.merge(graphdef, state)
+    return run(model, clips).astype(jnp.float32)
+
+
+@functools.cache  # one object per seed, so that what is compiled with it is found again
 def training_augmentation(seed: int) -> Prepare:
     """Returns the augmentation of published training features: flip, colour, grey, no blur.
 

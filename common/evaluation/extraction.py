@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import logging
 import os
@@ -101,9 +102,17 @@ class Extraction:
         if kind == "pixels":
             return baselines.raw_encoder(encoder.inputs), None, "none"
         if kind == "random":
-            fresh = loading.from_seed(self._loaded.config, self._seed)
-            return fresh.encoder(name), fresh.model, loading.fingerprint(fresh.model)
-        return encoder, self._loaded.model, loading.fingerprint(self._loaded.model)
+            return encoder, *self._untrained
+        return encoder, *self._trained
+
+    @functools.cached_property
+    def _trained(self) -> tuple[Any, str]:
+        return self._loaded.model, loading.fingerprint(self._loaded.model)
+
+    @functools.cached_property
+    def _untrained(self) -> tuple[Any, str]:
+        model = loading.untrained(self._loaded.method, self._seed)
+        return model, loading.fingerprint(model)
 
     def _cut(
         self, inputs: VideoInput | AudioInput, random: bool

@@ -26,7 +26,7 @@ import jax
 import numpy as np
 
 from common import config as config_lib
-from common import methods, state
+from common import state
 from common.data import convert, records, tables
 from common.errors import UserError
 from common.evaluation import reading
@@ -161,7 +161,7 @@ def load_bundle(path: str | os.PathLike[str]) -> Bundle:
         raise UserError(f"{folder} is no bundle: there is no {what}.") from None
     except (ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
         raise UserError(f"{folder} is no whole bundle: {error}") from error
-    method = methods.create(config)
+    method = loading.create_method(config, str(folder))
     if _encoder_facts(method.encoders) != preprocessing["encoders"]:
         raise UserError(
             f"{folder}: the encoders of its configuration take or return other shapes than "

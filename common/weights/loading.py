@@ -1,4 +1,4 @@
-"""Opens a trained model: from a run, a published file, a bundle, or fresh from a seed."""
+"""Opens a trained model: from a run or a published file; makes an untrained one from a seed."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
@@ -55,7 +56,7 @@ def from_workdir(workdir: str | os.PathLike[str], step: int | None = None) -> Lo
     from common import config as config_lib
 
     config = config_lib.read(workdir)
-    method = methods.create(config)
+    method = create_method(config, str(workdir))
     step, saved = checkpoint.read(workdir, step)
     averaged = saved["ema"] is not None
     params = saved["ema"] if averaged else saved["params"]
@@ -79,20 +80,38 @@ def from_published(
     from common.weights import published
 
     layout = published.layout_of(config)
-    loaded = from_seed(config, config.seed)
+    method = methods.create(config)
+    graphdef, params, rest = abstract(method)
+    # Placeholders, of which none is left: the file has an array for each, or is refused.
+    params, rest = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), (params, rest))
+    model = state.merge(graphdef, params, rest)
+    loaded = Loaded(config, method, model, {"kind": "published file", "path": str(path)})
     if encoders:
         loaded.method.encoders = {name: loaded.encoder(name) for name in encoders}
-    layout.load(path, loaded.model, encoders)
-    return dataclasses.replace(loaded, origin={"kind": "published file", "path": str(path)})
+    layout.load(path, model, encoders)
+    return loaded
 
 
-def from_seed(config: Any, seed: int) -> Loaded:
-    """Returns an untrained model of the architecture that `config` describes."""
-    method = methods.create(config)
+def create_method(config: Any, place: str) -> Method:
+    """Returns the method of a stored configuration, which may be of another version.
+
+    Raises:
+        UserError: it lacks a key that this version reads; names it and `place`.
+    """
+    try:
+        return methods.create(config)
+    except (AttributeError, KeyError) as error:
+        raise UserError(
+            f"The configuration in {place} lacks {str(error).strip(chr(34))}: it was written by "
+            "another version of the code. Use that version, or add the key to config.json there."
+        ) from error
+
+
+def untrained(method: Method, seed: int) -> nnx.Module:
+    """Returns the model of a method as training with that seed would begin with it."""
     graphdef, _, _ = abstract(method)
     params, rest = jax.jit(lambda: state.split(method.build(nnx.Rngs(seed))))()
-    model = state.merge(graphdef, params, rest)
-    return Loaded(config, method, model, {"kind": "untrained", "seed": seed})
+    return state.merge(graphdef, params, rest)
 
 
 def abstract(method: Method) -> tuple[nnx.GraphDef, state.Tree, state.Tree]:

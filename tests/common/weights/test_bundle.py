@@ -182,6 +182,11 @@ def _copy(folder, target):
         ("versions.json", lambda data: data.replace(b'"format": 1', b'"format": 9'), "format 9"),
         ("preprocessing.json", lambda data: data.replace(b'"size": 28', b'"size": 29'), "shapes"),
         ("config.json", lambda data: data.replace(b"0.125", b"0.25"), "shapes"),
+        (
+            "config.json",
+            lambda data: data.replace(b"projector_hidden", b"hidden"),
+            "lacks .*hidden",
+        ),
     ],
 )
 def test_a_damaged_bundle_is_refused_with_what_is_wrong(made, tmp_path, name, change, message):
