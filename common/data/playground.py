@@ -110,6 +110,8 @@ def _check(settings, counts: Mapping[str, int]) -> None:
         )
     if settings.size < 32 or settings.size % 2:
         raise UserError(f"--size={settings.size} must be even and at least 32 pixels.")
+    if not 0 <= settings.clutter <= 1:
+        raise UserError(f"--clutter={settings.clutter} must be between 0 and 1.")
     if settings.seed < 0:
         raise UserError(f"--seed={settings.seed} must not be negative.")
     for split, count in counts.items():
@@ -153,6 +155,9 @@ def define_flags() -> None:
     flags.DEFINE_integer("seed", 0, "of the whole world")
     flags.DEFINE_integer("size", 128, "width and height in pixels")
     flags.DEFINE_string("frame_rate", "12.5", "frames per second, a number or a fraction")
+    flags.DEFINE_float(
+        "clutter", 1.0, "0 to 1: drift of camera and bystanders, contrast of backgrounds"
+    )
     flags.DEFINE_integer("workers", 0, "processes; 0 means one per core")
 
 
@@ -163,7 +168,12 @@ def main(argv: list[str]) -> None:
     from common.data.playground_video import SPLITS, Settings
 
     values = flags.FLAGS
-    settings = Settings(seed=values.seed, size=values.size, frame_rate=values.frame_rate)
+    settings = Settings(
+        seed=values.seed,
+        size=values.size,
+        frame_rate=values.frame_rate,
+        clutter=values.clutter,
+    )
     counts = {split: getattr(values, split) for split in SPLITS}
     create(values.output, counts, settings, values.workers)
 

@@ -197,8 +197,13 @@ class Scene:
         return self.span()[0] if self.action in ("rise", "open", "leave") else None
 
 
-def draw_scene(rng: np.random.Generator, action: str, pool: Pool, duration: float) -> Scene:
+def draw_scene(
+    rng: np.random.Generator, action: str, pool: Pool, duration: float, clutter: float = 1.0
+) -> Scene:
     """Draws everything about one event but its action; ``duration`` is in seconds.
+
+    ``clutter``, 0 to 1, scales what distracts: how far the camera and the other objects move, how
+    many of those there are, and down to a quarter the contrast of all textures.
 
     All random numbers are drawn in the same order whatever the action, so that the same generator
     with the other action of a pair gives the time-reversed clip.
@@ -207,7 +212,8 @@ def draw_scene(rng: np.random.Generator, action: str, pool: Pool, duration: floa
     # the time an object looks like what it is made of.
     material = MATERIALS[rng.integers(len(MATERIALS))]
     visible = MATERIALS.index(material) if rng.random() < 0.5 else None
-    look = _draw_look(rng, pool, visible)
+    contrast = 0.25 + 0.75 * clutter
+    look = _draw_look(rng, pool, visible, contrast)
     size, gap, angle = _draw_ranges(rng)
     partner_radius = rng.uniform(0.18, 0.28)
     drawn = _PATHS[rng.integers(len(_PATHS))]
@@ -221,11 +227,11 @@ def draw_scene(rng: np.random.Generator, action: str, pool: Pool, duration: floa
         material=material,
         duration=duration,
         look=look,
-        partner_look=_draw_look(rng, pool, None),
+        partner_look=_draw_look(rng, pool, None, contrast),
         partner_radius=partner_radius,
         partner_angle=rng.uniform(0, 2 * np.pi),
         background=pool.draw(rng),
-        background_colours=_draw_colours(rng, None),
+        background_colours=_draw_colours(rng, None, contrast),
         timbre=pool.draw(rng),
         path=path,
         size=size,
@@ -234,8 +240,10 @@ def draw_scene(rng: np.random.Generator, action: str, pool: Pool, duration: floa
         # What rises slows down, and what falls, its reversal, speeds up.
         profile=tuple(_draw_profile(rng, gravity=pair[0] == "rise")),
         frozen=frozen,
-        camera=_draw_camera(rng),
-        distractors=tuple(_draw_distractor(rng, pool) for _ in range(rng.integers(1, 3))),
+        camera=_draw_camera(rng, clutter),
+        distractors=tuple(_draw_distractor(rng, pool, clutter) for _ in range(rng.integers(1, 3)))[
+            : math.ceil(2 * clutter)
+        ],
     )
 
 
@@ -309,11 +317,13 @@ _MATERIAL_COLOURS = {
 }
 
 
-def _draw_colours(rng: np.random.Generator, material: int | None):
-    """Two RGB colours, 0-255: any two, or those of a material."""
+def _draw_colours(rng: np.random.Generator, material: int | None, contrast: float):
+    """Two RGB colours, 0-255: any two, or those of a material, moved towards their mean."""
     anything = ((0.0, 1.0), (0.2, 1.0), (0.15, 1.0))
     ranges = (anything, anything) if material is None else _MATERIAL_COLOURS[material]
-    return tuple(_rgb(*(rng.uniform(*bounds) for bounds in colour)) for colour in ranges)
+    colours = [_rgb(*(rng.uniform(*bounds) for bounds in colour)) for colour in ranges]
+    mean_3 = np.mean(colours, axis=0)
+    return tuple(tuple(mean_3 + contrast * (np.array(c) - mean_3)) for c in colours)
 
 
 def _rgb(hue: float, saturation: float, value: float) -> tuple[float, ...]:
@@ -321,29 +331,36 @@ def _rgb(hue: float, saturation: float, value: float) -> tuple[float, ...]:
     return tuple(255 * value * (1 + saturation * (np.clip(wheel, 0, 1) - 1)))
 
 
-def _draw_look(rng: np.random.Generator, pool: Pool, material: int | None) -> Look:
+def _draw_look(rng: np.random.Generator, pool: Pool, material: int | None, contrast: float) -> Look:
     kind = KINDS[rng.integers(len(KINDS))]
-    texture, colours = pool.draw(rng), _draw_colours(rng, material)
+    texture, colours = pool.draw(rng), _draw_colours(rng, material, contrast)
     return Look(kind, texture, colours, outline=255.0 * float(rng.integers(2)))
 
 
-def _draw_camera(rng: np.random.Generator) -> Camera:
+def _draw_camera(rng: np.random.Generator, clutter: float) -> Camera:
+    def drifting(middle: tuple[float, float], change: float) -> tuple[float, float]:
+        return rng.uniform(*middle), clutter * rng.uniform(-change, change)
+
     return Camera(
-        x=(rng.uniform(-0.1, 0.1), rng.uniform(-0.2, 0.2)),
-        y=(rng.uniform(-0.1, 0.1), rng.uniform(-0.2, 0.2)),
-        zoom=(rng.uniform(0.95, 1.05), rng.uniform(-0.1, 0.1)),
-        roll=(rng.uniform(-0.1, 0.1), rng.uniform(-0.12, 0.12)),
-        wobble=(rng.uniform(0.0, 0.03), rng.uniform(0.5, 4.0), rng.uniform(0, 2 * np.pi)),
+        x=drifting((-0.1, 0.1), 0.2),
+        y=drifting((-0.1, 0.1), 0.2),
+        zoom=drifting((0.95, 1.05), 0.1),
+        roll=drifting((-0.1, 0.1), 0.12),
+        wobble=(
+            clutter * rng.uniform(0.0, 0.03),
+            rng.uniform(0.5, 4.0),
+            rng.uniform(0, 2 * np.pi),
+        ),
     )
 
 
-def _draw_distractor(rng: np.random.Generator, pool: Pool) -> Distractor:
+def _draw_distractor(rng: np.random.Generator, pool: Pool, clutter: float) -> Distractor:
     radius, turn = rng.uniform(0.09, 0.15), rng.uniform(0, 2 * np.pi)
-    swell, spin = rng.uniform(-0.1, 0.1), rng.uniform(-0.8, 0.8)
-    drift_2 = rng.uniform(-0.25, 0.25, 2)
+    swell, spin = clutter * rng.uniform(-0.1, 0.1), clutter * rng.uniform(-0.8, 0.8)
+    drift_2 = clutter * rng.uniform(-0.25, 0.25, 2)
     start_2 = rng.uniform(-0.8, 0.8, 2) - drift_2 / 2
     return Distractor(
-        look=_draw_look(rng, pool, None),
+        look=_draw_look(rng, pool, None, 0.25 + 0.75 * clutter),
         start=tuple(start_2),
         drift=tuple(drift_2),
         radius=(radius * (1 - swell), radius * (1 + swell)),

@@ -31,6 +31,7 @@ class Settings:
     size: int = 128  # pixels, width and height; even
     frame_rate: str = "12.5"  # frames per second, a number or a fraction
     audio_rate: int = 16_000  # Hz
+    clutter: float = 1.0  # 0 to 1: how much of what one sees is beside the point
 
     @property
     def samples_per_frame(self) -> int:
@@ -68,7 +69,7 @@ def plan(settings: Settings, split: str, number: int) -> Video:
         order = np.random.default_rng([settings.seed, SPLITS.index(split), block])
         actions = [ACTIONS[order.permutation(len(ACTIONS))[place]]]
     scenes = [
-        draw_scene(rng, str(action), pool, float(frames / rate))
+        draw_scene(rng, str(action), pool, float(frames / rate), settings.clutter)
         for action, frames in zip(actions, num_frames, strict=True)
     ]
     # A long video stays in one place.

@@ -96,6 +96,7 @@ def test_a_folder_with_another_world_is_refused(tmp_path):
         Settings(frame_rate="often"),
         Settings(frame_rate="0"),
         Settings(seed=-1),
+        Settings(clutter=1.5),
     ],
 )
 def test_impossible_settings_are_refused_before_anything_is_written(settings, tmp_path):

@@ -124,3 +124,18 @@ def test_a_still_camera_sees_a_still_background():
     assert far.any()
     assert (np.ptp(video, axis=0)[far] == 0).all()
     assert np.ptp(video, axis=0)[~far].max() > 20
+
+
+def test_without_clutter_nothing_but_the_action_moves():
+    drawn = {
+        clutter: draw_scene(np.random.default_rng(2), "rise", POOLS["train"], 2.4, clutter)
+        for clutter in (0.0, 0.5, 1.0)
+    }
+    assert [len(drawn[clutter].distractors) for clutter in drawn] == [0, 1, 2]
+    drift = {c: abs(scene.camera.x[1]) + scene.camera.wobble[0] for c, scene in drawn.items()}
+    assert drift[0.0] == 0.0 < drift[0.5] < drift[1.0]
+    contrast = {c: np.ptp(scene.background_colours, axis=0).max() for c, scene in drawn.items()}
+    np.testing.assert_allclose(contrast[0.0], 0.25 * contrast[1.0])
+    for field in ("path", "profile", "size", "angle", "frozen", "material", "timbre"):
+        values = [getattr(scene, field) for scene in drawn.values()]
+        assert values[0] == values[1] == values[2], field  # the event is the same
