@@ -156,7 +156,9 @@ def define_flags() -> None:
     flags.DEFINE_integer("size", 128, "width and height in pixels")
     flags.DEFINE_string("frame_rate", "12.5", "frames per second, a number or a fraction")
     flags.DEFINE_float(
-        "clutter", 1.0, "0 to 1: drift of camera and bystanders, contrast of backgrounds"
+        "clutter",
+        1.0,
+        "0 to 1: drifting cameras and bystanders, contrast of textures, background noise",
     )
     flags.DEFINE_integer("workers", 0, "processes; 0 means one per core")
 

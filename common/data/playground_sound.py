@@ -49,14 +49,22 @@ def synthesize(scene: Scene, num_samples: int, rate: int, rng: np.random.Generat
     return sound_N / _rms(sound_N)
 
 
-def finish(dry_N: np.ndarray, pool_number: int, rate: int, rng: np.random.Generator) -> np.ndarray:
+def finish(
+    dry_N: np.ndarray,
+    pool_number: int,
+    rate: int,
+    rng: np.random.Generator,
+    clutter: float = 1.0,
+) -> np.ndarray:
     """Adds background noise to sound of unit power and sets the level: returns int16 PCM (N,).
 
-    ``pool_number`` chooses the colour of the noise; its level and the loudness are random.
+    ``pool_number`` chooses the colour of the noise; its level and the loudness are random, and the
+    less ``clutter`` (0 to 1), the lower is the loudest noise: without any, all is -30 dB.
     """
     noise_N = _ambience(pool_number, len(dry_N), rate, rng)
     loudness = 10 ** (rng.uniform(*_LEVEL_DBFS) / 20)
-    ratio = 10 ** (rng.uniform(*_NOISE_DB) / 20)
+    quiet, loud = _NOISE_DB
+    ratio = 10 ** (rng.uniform(quiet, quiet + clutter * (loud - quiet)) / 20)
     mixed_N = dry_N + ratio * noise_N / _rms(noise_N)
     limited_N = np.tanh(loudness * mixed_N / _rms(mixed_N))
     return np.round(32767 * limited_N).astype(np.int16)

@@ -31,7 +31,7 @@ class Settings:
     size: int = 128  # pixels, width and height; even
     frame_rate: str = "12.5"  # frames per second, a number or a fraction
     audio_rate: int = 16_000  # Hz
-    clutter: float = 1.0  # 0 to 1: how much of what one sees is beside the point
+    clutter: float = 1.0  # 0 to 1: how much of what one sees and hears is beside the point
 
     @property
     def samples_per_frame(self) -> int:
@@ -139,7 +139,8 @@ def draw(settings: Settings, split: str, number: int) -> tuple[np.ndarray, np.nd
         pictures.append(render(scene, frames, rate, settings.size))
         samples = frames * settings.samples_per_frame
         sounds.append(synthesize(scene, samples, settings.audio_rate, rng))
-    pcm_N = finish(np.concatenate(sounds), video.ambience, settings.audio_rate, rng)
+    dry_N = np.concatenate(sounds)
+    pcm_N = finish(dry_N, video.ambience, settings.audio_rate, rng, settings.clutter)
     return np.concatenate(pictures), pcm_N
 
 

@@ -117,3 +117,17 @@ def test_background_noise_covers_a_wide_range_of_levels():
 def test_the_same_object_sounds_otherwise_with_another_timbre():
     one, other = (_sound(_scene("fall", 2, timbre=number)) for number in (0, POOLS["test"].first))
     assert not np.allclose(one, other)
+
+
+def test_without_clutter_the_background_is_always_faint():
+    half = _RATE // 2
+    tone_N = np.sin(2 * np.pi * 440 * np.arange(half) / _RATE)
+    dry_N = np.concatenate([np.zeros(half), 2 * tone_N])  # of unit power
+
+    def background_db(clutter, seed):
+        pcm_N = finish(dry_N, 3, _RATE, np.random.default_rng(seed), clutter).astype(float)
+        return 20 * np.log10(np.std(pcm_N[:half]) / np.std(pcm_N))
+
+    calm, full = ([background_db(clutter, seed) for seed in range(20)] for clutter in (0.0, 1.0))
+    np.testing.assert_allclose(calm, -30, atol=1.5)
+    assert max(full) > -12 and min(full) > -32
