@@ -25,17 +25,20 @@ def brave_loss(
 
     Returns:
         The loss, and metrics ``loss``, ``loss_b_to_n_<v>``, ``loss_n_to_b_<v>``: scalars of at
-        least float32. Every term lies in [0, 2] and is about 1 for unrelated directions.
+        least float32. Every term lies in [0, 2] and is about 1 for unrelated directions. With each
+        goes an ``agreement_...``, see there: the loss also falls where all embeddings become alike.
     """
-    terms = {}
+    terms, agreements = {}, {}
     for view in views:
         z_broad, z_narrow = embeddings[f"z_{view}"], embeddings[f"z_narrow_{view}"]
         h_broad, h_narrow = embeddings[f"h_{view}"], embeddings[f"h_narrow_{view}"]
         stop = jax.lax.stop_gradient
         terms[f"loss_b_to_n_{view}"] = regression_loss(h_broad, stop(z_narrow))
         terms[f"loss_n_to_b_{view}"] = regression_loss(h_narrow, stop(z_broad))
+        agreements[f"agreement_b_to_n_{view}"] = agreement(h_broad, z_narrow)
+        agreements[f"agreement_n_to_b_{view}"] = agreement(h_narrow, z_broad)
     loss = sum(terms.values()) / len(terms)
-    return loss, {"loss": loss, **terms}
+    return loss, {"loss": loss, **terms, **agreements}
 
 
 def regression_loss(x_BD: jax.Array, y_BD: jax.Array) -> jax.Array:
@@ -45,6 +48,18 @@ def regression_loss(x_BD: jax.Array, y_BD: jax.Array) -> jax.Array:
     """
     difference_BD = _normalise(x_BD) - _normalise(y_BD)
     return 0.5 * jnp.square(difference_BD).sum(-1).mean()
+
+
+def agreement(x_BD: jax.Array, y_BD: jax.Array) -> jax.Array:
+    """Correlation of the normalised rows about their means over the batch; no gradient.
+
+    0 where a prediction tells nothing of its own example, however close all directions lie, and 1
+    where it tells everything. A loss that falls while this stays at 0 is a loss that collapses.
+    """
+    x_BD, y_BD = (_normalise(jax.lax.stop_gradient(rows_BD)) for rows_BD in (x_BD, y_BD))
+    x_BD, y_BD = x_BD - x_BD.mean(axis=0), y_BD - y_BD.mean(axis=0)
+    power = jnp.sum(x_BD**2) * jnp.sum(y_BD**2)
+    return jnp.sum(x_BD * y_BD) / jnp.sqrt(jnp.maximum(power, 1e-30))
 
 
 def _normalise(x_BD: jax.Array) -> jax.Array:

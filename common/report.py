@@ -11,6 +11,7 @@ import base64
 import html
 import io
 import json
+import math
 import pathlib
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -38,6 +39,7 @@ figure { margin: 1.5em 0; } code { background: #f3f3f3; padding: .1em .3em; }
 _FRAMES = 8  # of a clip that are shown
 _CURVES = (
     ("Loss", "loss"),
+    ("Agreement of predictions with their targets, means aside", "agreement_"),
     ("Learning rate", "learning_rate"),
     ("Share of their dimensions that embeddings use", "collapse/rank/"),
     ("Clips per second", "clips_per_second"),
@@ -136,16 +138,20 @@ def _curves(rows: list[dict[str, float]]) -> str:
     """Draws what was logged over the steps."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(10, 6), layout="constrained")
-    axes = figure.subplots(2, 2).flat
-    for (title, prefix), axis in zip(_CURVES, axes, strict=True):
-        names = [name for name in rows[-1] if name.startswith(prefix)]
+    drawn = [
+        (title, names)
+        for title, prefix in _CURVES
+        if (names := [name for name in rows[-1] if name.startswith(prefix)])
+    ]
+    figure = Figure(figsize=(10, 3 * math.ceil(len(drawn) / 2)), layout="constrained")
+    for place, (title, names) in enumerate(drawn):
+        axis = figure.add_subplot(math.ceil(len(drawn) / 2), 2, place + 1)
         for name in names:
             points = [(row["step"], row[name]) for row in rows if row.get(name) is not None]
             axis.plot(*zip(*points, strict=True), label=name.removeprefix("collapse/"))
         axis.set_title(title, fontsize=10)
         axis.set_xlabel("step", fontsize=8)
-        axis.set_ylim(bottom=0)
+        axis.set_ylim(bottom=min(0.0, axis.get_ylim()[0]))
         axis.grid(alpha=0.3)
         if len(names) > 1:
             axis.legend(fontsize=7)

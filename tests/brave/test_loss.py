@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from brave.loss import brave_loss, regression_loss
+from brave.loss import agreement, brave_loss, regression_loss
 
 PACK = golden_rules.Pack("brave")
 
@@ -63,7 +63,8 @@ def test_the_loss_is_the_mean_of_one_minus_cosine_in_both_directions(seed, views
             embeddings[f"h_narrow_{name}"], embeddings[f"z_{name}"]
         )
     wanted["loss"] = np.mean(list(wanted.values()))
-    assert metrics.keys() == wanted.keys()
+    agreements = {name.replace("loss", "agreement") for name in wanted} - {"agreement"}
+    assert metrics.keys() == wanted.keys() | agreements
     for name, value in wanted.items():
         np.testing.assert_allclose(metrics[name], value, rtol=1e-5)
     assert loss == metrics["loss"]
@@ -90,3 +91,15 @@ def test_embeddings_of_zeros_have_a_finite_loss_and_gradient():
     loss, gradients = jax.value_and_grad(lambda e: brave_loss(e, ["audio"])[0])(embeddings)
     assert np.isfinite(loss)
     assert all(np.isfinite(g).all() for g in gradients.values())
+
+
+def test_agreement_tells_learning_from_a_falling_loss():
+    rng = np.random.default_rng(0)
+    own_BD, other_BD = rng.standard_normal((2, 512, 16))
+    np.testing.assert_allclose(agreement(own_BD, own_BD), 1.0, rtol=1e-5)
+    assert abs(agreement(own_BD, other_BD)) < 0.1
+    # All nearly the same direction: the loss is near its best, and nothing was learnt.
+    alike_BD, unlike_BD = own_BD + 20, other_BD + 20
+    assert regression_loss(alike_BD, unlike_BD) < 0.01
+    assert abs(agreement(alike_BD, unlike_BD)) < 0.1
+    assert agreement(np.zeros((4, 8)), np.ones((4, 8))) == 0.0
