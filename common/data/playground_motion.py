@@ -212,7 +212,7 @@ def draw_scene(
     # the time an object looks like what it is made of.
     material = MATERIALS[rng.integers(len(MATERIALS))]
     visible = MATERIALS.index(material) if rng.random() < 0.5 else None
-    contrast = 0.25 + 0.75 * clutter
+    contrast = _contrast(clutter)
     look = _draw_look(rng, pool, visible, contrast)
     size, gap, angle = _draw_ranges(rng)
     partner_radius = rng.uniform(0.18, 0.28)
@@ -245,6 +245,10 @@ def draw_scene(
             : math.ceil(2 * clutter)
         ],
     )
+
+
+def _contrast(clutter: float) -> float:
+    return 0.25 + 0.75 * clutter
 
 
 def _draw_profile(rng: np.random.Generator, gravity: bool = False) -> np.ndarray:
@@ -323,7 +327,9 @@ def _draw_colours(rng: np.random.Generator, material: int | None, contrast: floa
     ranges = (anything, anything) if material is None else _MATERIAL_COLOURS[material]
     colours = [_rgb(*(rng.uniform(*bounds) for bounds in colour)) for colour in ranges]
     mean_3 = np.mean(colours, axis=0)
-    return tuple(tuple(mean_3 + contrast * (np.array(c) - mean_3)) for c in colours)
+    return tuple(
+        tuple((contrast * np.array(c) + (1 - contrast) * mean_3).tolist()) for c in colours
+    )
 
 
 def _rgb(hue: float, saturation: float, value: float) -> tuple[float, ...]:
@@ -360,7 +366,7 @@ def _draw_distractor(rng: np.random.Generator, pool: Pool, clutter: float) -> Di
     drift_2 = clutter * rng.uniform(-0.25, 0.25, 2)
     start_2 = rng.uniform(-0.8, 0.8, 2) - drift_2 / 2
     return Distractor(
-        look=_draw_look(rng, pool, None, 0.25 + 0.75 * clutter),
+        look=_draw_look(rng, pool, None, _contrast(clutter)),
         start=tuple(start_2),
         drift=tuple(drift_2),
         radius=(radius * (1 - swell), radius * (1 + swell)),
