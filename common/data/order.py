@@ -14,7 +14,8 @@ import numpy as np
 
 from common.errors import UserError
 
-MIXING_BLOCK = 1000  # draws after which a mixture has kept its weights
+MIXING_BLOCK = 1000  # draws after which a mixture has kept its weights, if none is below 1/500
+_LEAST_SHARE = 1e-6  # of a source in a mixture
 _ROUNDS = 6  # of the Feistel network; four are the textbook's minimum
 
 
@@ -22,9 +23,8 @@ class Order:
     """The sequence in which the records of one or several sources are drawn.
 
     Draw number ``g = step * batch_size + position`` belongs to one source and one record of it. In
-    a mixture, the first n blocks of `MIXING_BLOCK` draws together give every source its share to
-    within one draw, for every n (of more than four sources: half a draw each time their number
-    doubles). Each source is walked pass by pass, every pass visiting each of
+    a mixture, the first n blocks of `mixing_block` draws together give every source its share to
+    within one draw, for every n. Each source is walked pass by pass, every pass visiting each of
     its records once in another order.
     """
 
@@ -48,7 +48,7 @@ class Order:
             reserves: columns of `batch`, the record itself and its stand-ins.
 
         Raises:
-            UserError: an empty source or batch, or a weight that is not positive.
+            UserError: an empty source or batch, or a weight that is not positive or next to none.
         """
         if not sizes or min(sizes) < 1 or batch_size < 1:
             raise UserError(
@@ -60,7 +60,16 @@ class Order:
             raise UserError(f"data.block_size must be at least 1; it is {block_size}.")
         self.batch_size, self.seed, self.reserves = batch_size, seed, reserves
         self._sizes = np.asarray(sizes, np.int64)
-        self._weights = np.asarray(weights, np.float64)
+        shares = np.asarray(weights, np.float64) / np.sum(weights)
+        if shares.min() < _LEAST_SHARE:
+            raise UserError(
+                f"The weights are {list(weights)}: a source that is drawn less than once in a "
+                "million draws is as good as none. Give it more weight, or leave it out."
+            )
+        # Two draws of the lightest source: with less than one, rounding could take a draw back.
+        self.mixing_block = max(MIXING_BLOCK, int(np.ceil(2 / shares.min())))
+        self._shares = np.cumsum(shares)
+        self._shares[-1] = 1.0  # whatever the rounding of the sum
         self._block_sizes = np.minimum(block_size, self._sizes)
 
     def batch(self, step: int) -> tuple[np.ndarray, np.ndarray]:
@@ -106,13 +115,13 @@ class Order:
         source_B, turn_B = np.zeros_like(numbers_B), numbers_B.copy()
         if len(self._sizes) == 1:
             return source_B, turn_B
-        for block in np.unique(numbers_B // MIXING_BLOCK):
-            inside = numbers_B // MIXING_BLOCK == block
-            positions = numbers_B[inside] - block * MIXING_BLOCK
+        for block in np.unique(numbers_B // self.mixing_block):
+            inside = numbers_B // self.mixing_block == block
+            positions = numbers_B[inside] - block * self.mixing_block
             before = self._drawn(block)
             counts = self._drawn(block + 1) - before
             sources = np.repeat(np.arange(len(counts)), counts)
-            keys = _hash(self.seed, 1, block * MIXING_BLOCK + np.arange(MIXING_BLOCK))
+            keys = _hash(self.seed, 1, block * self.mixing_block + np.arange(self.mixing_block))
             sources = sources[np.argsort(keys, kind="stable")]
             turns = np.zeros_like(sources)
             for source in range(len(counts)):
@@ -123,7 +132,8 @@ class Order:
 
     def _drawn(self, blocks: int) -> np.ndarray:
         """Returns how often each source is drawn in the first `blocks` blocks."""
-        return np.asarray(_share_out(int(blocks) * MIXING_BLOCK, self._weights), np.int64)
+        ends = np.floor(self._shares * (int(blocks) * self.mixing_block) + 0.5).astype(np.int64)
+        return np.diff(ends, prepend=0)
 
     def _record(self, source_B: np.ndarray, epoch_B: np.ndarray, at_B: np.ndarray) -> np.ndarray:
         """Returns the record at place `at_B` of pass `epoch_B` over each source.
@@ -139,21 +149,6 @@ class Order:
         place_B = np.where(place_B < whole_B, permuted_B, place_B)
         offset_B = (_hash(key_B) % size_B.astype(np.uint64)).astype(np.int64)
         return (place_B * block_B + at_B % block_B + offset_B) % size_B
-
-
-def _share_out(total: int, weights: np.ndarray) -> list[int]:
-    """Splits `total` by weight into whole numbers, none of which shrinks as the total grows.
-
-    It halves the list again and again and rounds the lighter half's part: each split is off by half
-    a draw at most, and passes on to a part no more than that part's share of the error above it.
-    """
-    if len(weights) == 1:
-        return [total]
-    half = len(weights) // 2
-    first, second = weights[:half].sum(), weights[half:].sum()
-    light = int(np.floor(total * (min(first, second) / (first + second)) + 0.5))
-    left = light if first <= second else total - light
-    return _share_out(left, weights[:half]) + _share_out(total - left, weights[half:])
 
 
 def _permute(x_B: np.ndarray, size_B: np.ndarray, key_B: np.ndarray) -> np.ndarray:

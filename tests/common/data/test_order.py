@@ -56,12 +56,11 @@ def test_slices_of_any_number_of_processes_are_disjoint_and_complete(seed, rows,
 )
 @example(weights=[1.0, 3.0, 0.01, 17.0], seed=0, blocks=4)  # a share of far below one draw
 def test_mixtures_keep_their_weights_within_one_draw(weights, seed, blocks):
-    order = Order([10] * len(weights), weights, batch_size=MIXING_BLOCK, seed=seed)
-    sources = np.concatenate([order.batch(step)[0] for step in range(blocks)])
+    order = Order([10] * len(weights), weights, batch_size=1, seed=seed)
+    sources, _ = order.draws(np.arange(blocks * order.mixing_block))
     counts = np.bincount(sources, minlength=len(weights))
-    wanted = blocks * MIXING_BLOCK * np.array(weights) / sum(weights)
-    doublings = np.ceil(np.log2(len(weights)))
-    assert np.abs(counts - wanted).max() <= max(1.0, doublings / 2) + 1e-3
+    wanted = blocks * order.mixing_block * np.array(weights) / sum(weights)
+    assert np.abs(counts - wanted).max() <= 1.001
 
 
 def test_round_weights_are_kept_exactly_in_every_block():
@@ -148,6 +147,7 @@ def test_a_data_set_smaller_than_a_batch_is_repeated_evenly():
         {"sizes": [5, 5], "weights": [1.0, 0.0], "batch_size": 4, "seed": 0},
         {"sizes": [5, 5], "weights": [1.0, float("nan")], "batch_size": 4, "seed": 0},
         {"sizes": [5], "weights": [1.0], "batch_size": 4, "seed": 0, "block_size": 0},
+        {"sizes": [3, 3], "weights": [1.0, 1e-300], "batch_size": 1, "seed": 0},
     ],
 )
 def test_impossible_orders_are_refused(arguments):
