@@ -62,8 +62,15 @@ def save(path: str | os.PathLike, model: BraveModel, config: Any) -> None:
         config: ``config.model``, from which the fields of the published config are filled.
 
     Raises:
-        UserError: the file exists, or the layout has no place for a network of the model.
+        UserError: the file exists, or the layout has no place for a network of the model or for
+            what it takes.
     """
+    if "difference" in (config.narrow.input, config.video.input):
+        raise UserError(
+            "The published layout cannot say that a network takes frame differences "
+            "(config.model.*.input='difference'), and whoever read it would feed frames. Export a "
+            "bundle, which does say so."
+        )
     if os.path.exists(path):
         raise UserError(f"{path} exists already; nothing was written. Remove it or name another.")
     contents = {**haiku_layout.write(layers_of(model)), "config": published_config(config)}

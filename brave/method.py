@@ -12,7 +12,7 @@ from brave.loss import brave_loss
 from brave.model import BraveModel
 from brave.naming import NARROW, broad_views
 from brave.views import BraveViews
-from common.data.device_augment import augment_clips, augment_flow, normalise
+from common.data.device_augment import augment_clips, augment_flow, frame_differences, normalise
 from common.data.log_mel import LogMel
 from common.method import AudioInput, Batch, Embeddings, Encoder, VideoInput
 from common.precision import compute_dtype
@@ -68,13 +68,14 @@ class Brave:
                 inputs[view] = jnp.clip(flow_BTHWC * scale_B111C, -1.0, 1.0)
             else:
                 convolve = view != NARROW and model.video.random_convolution
-                inputs[view] = augment_clips(
+                video_BTHWC = augment_clips(
                     batch[view],
                     keys_of_view_B,
                     blur=model.blur,
                     flip=model.flip,
                     random_convolution=convolve,
                 )
+                inputs[view] = _pictures(self.views.settings(view), video_BTHWC)
         return inputs
 
     def embed(self, model: BraveModel, inputs: Batch) -> Embeddings:
@@ -98,7 +99,7 @@ class Brave:
                     size=narrow.size,
                 ),
                 model.narrow.num_features,
-                lambda model, video_BTHWC: model.narrow(normalise(video_BTHWC)),
+                lambda model, video_BTHWC: model.narrow(_pictures(narrow, normalise(video_BTHWC))),
             )
         }
         if self._log_mel is not None:
@@ -108,3 +109,8 @@ class Brave:
                 lambda model, waveform_BN: model.backbone("audio")(self._log_mel(waveform_BN)),
             )
         return encoders
+
+
+def _pictures(settings: Any, video_BTHWC: jax.Array) -> jax.Array:
+    """What a video network takes of a clip in [0, 1]: the frames, or the changes between them."""
+    return frame_differences(video_BTHWC) if settings.input == "difference" else video_BTHWC

@@ -223,7 +223,7 @@ def _share_backbones(config: Any, modality: Mapping[str, str]) -> dict[str, str]
 def _check_same_network(config: Any) -> None:
     """Refuses to share one backbone between a narrow and a broad view that ask for two kinds."""
     _, keys = _VIDEO_BACKBONES.get(config.narrow.backbone, (None, ()))
-    for key in ("backbone", *keys):
+    for key in ("backbone", "input", *keys):
         if config.narrow[key] != config.video[key]:
             raise UserError(
                 "config.model.share_backbone is 'all', but the narrow and the broad video "

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     import tensorflow as tf
 
 SYNCS = ("aligned", "independent")
+INPUTS = ("rgb", "difference")
 
 # Streams of the host's randomness: every view draws its place and its window from its own.
 _START, _WINDOW = 0, 1
@@ -49,8 +50,26 @@ class BraveViews:
             raise UserError(
                 f"config.model.sync is {config.model.sync!r}; it must be one of {', '.join(SYNCS)}."
             )
+        for view in self._kinds:
+            self._check_input(view)
         parts = {"video": "frames", "flow": "flow", "audio": "audio"}
         self.modalities = frozenset(parts[kind] for kind in self._kinds.values())
+
+    def _check_input(self, view: str) -> None:
+        """Checks what the network of a view is to be given of its pictures."""
+        if self._kinds[view] != "video":
+            return
+        settings, key = self.settings(view), NARROW if view == NARROW else "video"
+        if settings.input not in INPUTS:
+            raise UserError(
+                f"config.model.{key}.input is {settings.input!r}; "
+                f"it must be one of {', '.join(INPUTS)}."
+            )
+        if settings.input == "difference" and settings.num_frames < 2:
+            raise UserError(
+                f"config.model.{key}.num_frames is {settings.num_frames}; with "
+                f"config.model.{key}.input='difference' it must be at least 2."
+            )
 
     def settings(self, view: str) -> Any:
         """Returns the part of the config that describes a view."""

@@ -32,6 +32,7 @@ def get_config() -> ConfigDict:
     narrow.backbone = "tsm_resnet"
     narrow.blocks = (3, 4, 6, 3)  # residual blocks per unit: ResNet-50
     narrow.width = 1.0
+    narrow.input = "rgb"  # or "difference": what changes from frame to frame, motion alone
     narrow.num_frames = 16
     narrow.stride = 2
     narrow.size = 224
@@ -40,6 +41,7 @@ def get_config() -> ConfigDict:
     video.backbone = "tsm_resnet"
     video.blocks = (3, 4, 6, 3)
     video.width = 1.0
+    video.input = "rgb"
     video.num_frames = 64
     video.stride = 4
     video.size = 112

@@ -56,6 +56,15 @@ def normalise_flow(flow_BTHWC: jax.Array) -> jax.Array:
     return flow_BTHWC.astype(jnp.float32) * (2.0 / 255.0) - 1.0
 
 
+def frame_differences(video_BTHWC: jax.Array) -> jax.Array:
+    """Returns what changes from each frame to the next: (B, T - 1, H, W, C), float.
+
+    Still backgrounds become zero and motion is all that is left (the RGB difference of Wang et al.,
+    2016, arXiv:1608.00859, section 3.2).
+    """
+    return video_BTHWC[:, 1:] - video_BTHWC[:, :-1]
+
+
 def blur_kernel_size(width: int) -> int:
     """Taps of the published blur for frames of a width in pixels: about a tenth of it, odd."""
     return 2 * (width // 10 // 2) + 1

@@ -30,8 +30,9 @@ def get_config(**changes):
     model.audio.num_samples, model.audio.sample_rate = 3200, 16_000
     model.audio.mel_bins, model.audio.fft_window, model.audio.fft_step = 8, 320, 160
     with config.unlocked():
-        for key, value in changes.items():
-            config[key.replace("__", ".")] = value
+        config.update_from_flattened_dict(
+            {key.replace("__", "."): value for key, value in changes.items()}
+        )
     return config.lock()
 
 
