@@ -11,7 +11,7 @@ MIN_NORM = 1e-5
 
 
 def brave_loss(
-    embeddings: Mapping[str, jax.Array], views: Sequence[str]
+    embeddings: Mapping[str, jax.Array], views: Sequence[str], decorrelation: float = 0.0
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Mean over all terms: broad predicts narrow and narrow predicts broad, for each broad view.
 
@@ -22,13 +22,16 @@ def brave_loss(
         embeddings: for each view v projections ``z_<v>``, ``z_narrow_<v>`` and predictions
             ``h_<v>``, ``h_narrow_<v>``, all (B, D).
         views: names of the broad views.
+        decorrelation: weight of `correlation` of the projections, mean over views, in the loss. 0
+            is BraVe as published.
 
     Returns:
         The loss, and metrics ``loss``, ``loss_b_to_n_<v>``, ``loss_n_to_b_<v>``: scalars of at
         least float32. Every term lies in [0, 2] and is about 1 for unrelated directions. With each
         goes an ``agreement_...``, see there: the loss also falls where all embeddings become alike.
+        With a decorrelation also ``correlation``, before its weight.
     """
-    terms, agreements = {}, {}
+    terms, agreements, correlations = {}, {}, []
     for view in views:
         z_broad, z_narrow = embeddings[f"z_{view}"], embeddings[f"z_narrow_{view}"]
         h_broad, h_narrow = embeddings[f"h_{view}"], embeddings[f"h_narrow_{view}"]
@@ -37,8 +40,27 @@ def brave_loss(
         terms[f"loss_n_to_b_{view}"] = regression_loss(h_narrow, stop(z_broad))
         agreements[f"agreement_b_to_n_{view}"] = agreement(h_broad, z_narrow)
         agreements[f"agreement_n_to_b_{view}"] = agreement(h_narrow, z_broad)
+        correlations += [correlation(z_broad), correlation(z_narrow)] if decorrelation else []
     loss = sum(terms.values()) / len(terms)
-    return loss, {"loss": loss, **terms, **agreements}
+    metrics = {**terms, **agreements}
+    if correlations:
+        metrics["correlation"] = sum(correlations) / len(correlations)
+        loss += decorrelation * metrics["correlation"]
+    return loss, {"loss": loss, **metrics}
+
+
+def correlation(z_BD: jax.Array) -> jax.Array:
+    """How much each dimension of projections repeats the others over the batch.
+
+    The covariance term of VICReg (Bardes et al., 2022, arXiv:2105.04906, eq. 4) of standardised
+    dimensions: per dimension the sum of its squared correlations with all others. From 0 for
+    independent dimensions (and about D / B by chance) to D - 1 for dimensions that are all alike.
+    """
+    z_BD = z_BD.astype(jnp.promote_types(z_BD.dtype, jnp.float32))
+    z_BD = (z_BD - z_BD.mean(0)) * jax.lax.rsqrt(z_BD.var(0) + MIN_NORM)
+    products_DD = z_BD.T @ z_BD / z_BD.shape[0]
+    others = jnp.sum(products_DD**2) - jnp.sum(jnp.diagonal(products_DD) ** 2)
+    return others / z_BD.shape[1]
 
 
 def regression_loss(x_BD: jax.Array, y_BD: jax.Array) -> jax.Array:

@@ -14,6 +14,7 @@ from brave.naming import NARROW, broad_views
 from brave.views import BraveViews
 from common.data.device_augment import augment_clips, augment_flow, frame_differences, normalise
 from common.data.log_mel import LogMel
+from common.errors import UserError
 from common.method import AudioInput, Batch, Embeddings, Encoder, VideoInput
 from common.precision import compute_dtype
 
@@ -27,6 +28,11 @@ class Brave:
         Raises:
             UserError: a setting is impossible.
         """
+        if not 0.0 <= config.model.decorrelation < float("inf"):
+            raise UserError(
+                f"config.model.decorrelation is {config.model.decorrelation}; it must be a number "
+                "of at least 0."
+            )
         self._config = config
         self._dtype = compute_dtype(config.compute_dtype)
         self._broad = broad_views(config.model.broad)
@@ -83,8 +89,8 @@ class Brave:
         return model(inputs)
 
     def objective(self, embeddings: Embeddings) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """The mean of all regression terms; see `brave_loss`."""
-        return brave_loss(embeddings, tuple(self._broad))
+        """The mean of all regression terms, and the decorrelation if any; see `brave_loss`."""
+        return brave_loss(embeddings, tuple(self._broad), self._config.model.decorrelation)
 
     def _encoders(self, model: BraveModel) -> dict[str, Encoder]:
         """The narrow video network, and the audio network where there is one."""

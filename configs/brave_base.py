@@ -23,6 +23,9 @@ def get_config() -> ConfigDict:
     model.share_predictor = True
     model.projector_hidden = 4096
     model.projection_dim = 128
+    # >0 adds to the loss so much of the correlation between dimensions of the projections (VICReg):
+    # against embeddings that collapse where batches are small or training is short.
+    model.decorrelation = 0.0
     model.frame_rate = 25.0  # frames/s at which strides count
     model.evaluation_frames = 32  # of the clips that are evaluated, twice those trained on
     model.blur = True  # up to 2 pixels: mild at 224 px, and much at 64

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from brave.loss import agreement, brave_loss, regression_loss
+from brave.loss import agreement, brave_loss, correlation, regression_loss
 
 PACK = golden_rules.Pack("brave")
 
@@ -103,3 +103,27 @@ def test_agreement_tells_learning_from_a_falling_loss():
     assert regression_loss(alike_BD, unlike_BD) < 0.01
     assert abs(agreement(alike_BD, unlike_BD)) < 0.1
     assert agreement(np.zeros((4, 8)), np.ones((4, 8))) == 0.0
+
+
+def test_correlation_counts_how_often_dimensions_repeat_each_other():
+    signs = np.array([[1, 1, 1], [1, -1, -1], [-1, 1, -1], [-1, -1, 1]], np.float32)  # independent
+    np.testing.assert_allclose(correlation(jnp.array(signs)), 0, atol=1e-6)
+    alike = jnp.array(signs[:, :1] * [[1.0, -2.0, 3.0, 10.0]]) + 5.0
+    np.testing.assert_allclose(correlation(alike), 3, rtol=1e-3)  # each repeats three others
+    generator = np.random.default_rng(0)
+    z = generator.standard_normal((50, 6)) @ generator.standard_normal((6, 6))
+    wanted = (np.corrcoef(z.T) ** 2).sum() / 6 - 1
+    np.testing.assert_allclose(correlation(jnp.array(z, jnp.float32)), wanted, rtol=1e-3)
+
+
+def test_decorrelation_is_added_with_its_weight_and_reaches_both_projections():
+    embeddings = _embeddings(["audio"], batch=16)
+    plain, metrics = brave_loss(embeddings, ["audio"])
+    assert "correlation" not in metrics
+    run = jax.value_and_grad(lambda e: brave_loss(e, ["audio"], 0.5), has_aux=True)
+    (loss, metrics), gradients = run(embeddings)
+    both = (correlation(embeddings["z_audio"]) + correlation(embeddings["z_narrow_audio"])) / 2
+    np.testing.assert_allclose(metrics["correlation"], both, rtol=1e-6)
+    np.testing.assert_allclose(loss, plain + 0.5 * both, rtol=1e-6)
+    for name in ("z_audio", "z_narrow_audio"):
+        assert np.abs(gradients[name]).max() > 1e-4

@@ -52,9 +52,13 @@ def test_an_encoder_of_differences_takes_frames_and_ignores_their_brightness():
     [
         ({"model__narrow__input": "flow"}, "narrow.input is 'flow'; it must be one of rgb, diff"),
         ({"model__narrow__num_frames": 1}, r"num_frames is 1; .*it must be at least 2"),
+        (
+            {"model__decorrelation": -0.1},
+            "decorrelation is -0.1; it must be a number of at least 0",
+        ),
     ],
 )
-def test_an_input_that_cannot_be_is_refused(changes, message):
+def test_a_setting_that_cannot_be_is_refused(changes, message):
     with pytest.raises(UserError, match=message):
         methods.create(tiny_brave.get_config(**{"model__narrow__input": "difference", **changes}))
 
