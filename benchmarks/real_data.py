@@ -12,27 +12,21 @@ stopped and started again. Where the registry is out of reach, the benchmark say
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import pathlib
-import platform
-import shlex
-import subprocess
-import sys
 import time
-from collections.abc import Mapping, Sequence
-from typing import Any
 
 from absl import flags
 
+from benchmarks import over_seeds
 from common import launch
+from common.demo import shorter_run
 from common.errors import UserError
 
 FLAGS = flags.FLAGS
 CONFIG = "configs/brave_emoji.py"
 TASKS = {"concept": "concept, unseen skin tone", "group": "group, unseen families"}
-FEATURES = {"trained": "BraVe V<->V", "random": "untrained network", "pixels": "raw pixels"}
 
 
 def define_flags() -> None:
@@ -43,19 +37,6 @@ def define_flags() -> None:
     flags.DEFINE_string("output", "runs/real_data", "folder of the runs and their results")
     flags.DEFINE_integer("workers", 0, "processes that render and ingest; 0: one per core", 0)
     flags.DEFINE_string("protocol", "even", "clips per video; see common.evaluate")
-
-
-def _run(title: str, *module_and_flags: str) -> None:
-    """Runs ``python -m MODULE FLAGS...``; raises `UserError` where it fails."""
-    print(f"\n{title}\n    python -m {shlex.join(module_and_flags)}", flush=True)
-    began = time.monotonic()
-    status = subprocess.run([sys.executable, "-m", *module_and_flags], check=False).returncode
-    if status:
-        raise UserError(
-            f"{title} ended with status {status}; its message is above. What was made so far is "
-            "kept: mend the cause and run the same command again."
-        )
-    print(f"    {time.monotonic() - began:.0f} s", flush=True)
 
 
 def prepare(packs: int, workers: int) -> pathlib.Path:
@@ -87,7 +68,7 @@ def prepare(packs: int, workers: int) -> pathlib.Path:
         column = task if task in TASKS else "group"
         print(f"  {name}: {len(clips)} clips, {len({clip.concept for clip in clips})} concepts")
         sources.write_table(made / "tables" / f"{name}.jsonl", clips, videos)
-        _run(
+        over_seeds.run(
             f"Records of {name}",
             "common.ingest", f"--source={made / 'tables' / name}.jsonl",
             f"--output={made / 'records' / task}", f"--split={split or 'train'}",
@@ -100,20 +81,15 @@ def prepare(packs: int, workers: int) -> pathlib.Path:
 def train_and_evaluate(records: pathlib.Path, output: pathlib.Path, seed: int) -> dict:
     """Trains one run and probes its features; returns the rows of results by task."""
     workdir = output / f"seed_{seed}"
-    # A short run keeps a tenth for the warm-up, as the config's own.
-    steps = [
-        f"--config.steps={FLAGS.steps}",
-        f"--config.optimizer.warmup_steps={FLAGS.steps // 10}",
-    ]
-    _run(
+    over_seeds.run(
         f"Training with seed {seed}",
         "common.train", f"--config={CONFIG}", f"--workdir={workdir}", f"--config.seed={seed}",
-        f"--config.data.train={records / 'pretrain' / 'train'}", *(steps if FLAGS.steps else []),
+        f"--config.data.train={records / 'pretrain' / 'train'}", *shorter_run(FLAGS.steps),
     )  # fmt: skip
     rows = {}
     for task, title in TASKS.items():
         results = workdir / f"{task}.json"
-        _run(
+        over_seeds.run(
             f"Probing the features of seed {seed}: {title}",
             "common.evaluate", f"--workdir={workdir}", f"--train={records / task / 'train'}",
             f"--test={records / task / 'test'}", "--encoder=video", "--baselines=random,pixels",
@@ -122,50 +98,6 @@ def train_and_evaluate(records: pathlib.Path, output: pathlib.Path, seed: int) -
         )  # fmt: skip
         rows[task] = json.loads(results.read_text())["rows"]
     return rows
-
-
-def summarise(runs: Sequence[Mapping[str, Sequence[Mapping[str, Any]]]]) -> list[list[str]]:
-    """Returns heading and rows of the table: top-1 in percent by features and task.
-
-    Several runs give the mean over seeds with Student's t interval; a single run, and raw pixels,
-    which have no seed, the bootstrap interval over test videos.
-
-    Args:
-        runs: by seed, what `train_and_evaluate` returned.
-    """
-    from common.evaluation.intervals import Interval, over_seeds
-
-    table = [["features", *(f"{title} (top-1, %)" for title in TASKS.values())]]
-    for features, title in FEATURES.items():
-        cells = []
-        for task in TASKS:
-            found = [
-                Interval(**row["metrics"]["top1"])
-                for run in runs
-                for row in run[task]
-                if row["features"] == features
-            ]
-            seedless = features == "pixels" or len(found) == 1
-            mean = found[0] if seedless else over_seeds([interval.value for interval in found])
-            cells.append(mean.percent())
-        table.append([title, *cells])
-    first = {task: runs[0][task][0] for task in TASKS}
-    commonest = [f"{100 * first[task]['always_the_commonest']:.1f}" for task in TASKS]
-    table.append(["always the commonest class", *commonest])
-    table.append(
-        ["test clips / classes"]
-        + [f"{first[task]['test_videos']} / {first[task]['classes']}" for task in TASKS]
-    )
-    return table
-
-
-def _machine() -> str:
-    """Returns the processor's name and count, in words."""
-    name = platform.processor() or platform.machine()
-    with contextlib.suppress(OSError):  # only Linux says more
-        lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
-        name = next((x.split(": ")[1] for x in lines if x.startswith("model name")), name)
-    return f"{os.cpu_count()} cores of {name}"
 
 
 def main(argv: list[str]) -> None:
@@ -182,18 +114,7 @@ def main(argv: list[str]) -> None:
         return
     began = time.monotonic()
     runs = [train_and_evaluate(records, output, seed) for seed in range(FLAGS.seeds)]
-    lines = ["| " + " | ".join(row) + " |" for row in summarise(runs)]
-    lines.insert(1, "|" + " --- |" * (1 + len(TASKS)))
-    report = [
-        f"Machine: {_machine()}",
-        f"Command: python -m benchmarks.real_data {shlex.join(sys.argv[1:])}".rstrip(),
-        f"Training and evaluation of {FLAGS.seeds} seeds: {(time.monotonic() - began) / 60:.0f} "
-        "minutes (less where a stopped run was continued)",
-        "Intervals are 95%: over seeds where there are several, else over test clips.",
-        "",
-        *lines,
-    ]
-    text = "\n".join(report)
+    text = over_seeds.report(runs, TASKS, (time.monotonic() - began) / 60)
     (output / "table.md").write_text(text + "\n")
     print("\n" + text + f"\n\nKept in {output / 'table.md'}.")
 

@@ -85,18 +85,17 @@ def main(argv: list[str]) -> None:
         "Training BraVe: a short clip and the sound of the whole video predict each other",
         "common.train", f"--config={FLAGS.config_file}", f"--workdir={workdir}",
         f"--config.data.train={records / 'train'}", f"--config.seed={FLAGS.seed}",
-        *_shorter_run(),
+        *shorter_run(FLAGS.steps),
     )  # fmt: skip
     _judge(stages, output, records, workdir, can_probe)
     print(_closing_words(output))
 
 
-def _shorter_run() -> list[str]:
-    """Returns the overrides for --steps; a tenth of them warm up."""
-    if not FLAGS.steps:
+def shorter_run(steps: int) -> list[str]:
+    """Returns the overrides for a number of steps, a tenth of them to warm up; none for 0."""
+    if not steps:
         return []
-    warmup = FLAGS.steps // 10
-    return [f"--config.steps={FLAGS.steps}", f"--config.optimizer.warmup_steps={warmup}"]
+    return [f"--config.steps={steps}", f"--config.optimizer.warmup_steps={steps // 10}"]
 
 
 def _own_videos(stages: _Stages, videos: pathlib.Path, tables: pathlib.Path) -> bool:

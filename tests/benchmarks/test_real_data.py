@@ -17,7 +17,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from benchmarks import real_data
 from benchmarks import real_data_sources as sources
 from common.errors import UserError
 
@@ -273,37 +272,3 @@ def test_the_benchmark_is_skipped_where_the_registry_is_out_of_reach(tmp_path):
     assert "npm is not installed" in result.stdout
     assert "MIT licence" in result.stdout  # what would be used is said before
     assert not (tmp_path / "out").exists()
-
-
-def _row(features: str, top1: float) -> dict:
-    return {
-        "features": features,
-        "metrics": {"top1": {"value": top1, "low": top1 - 0.1, "high": top1 + 0.1}},
-        "always_the_commonest": 0.25,
-        "test_videos": 40,
-        "classes": 4,
-    }
-
-
-def _results(*by_seed: tuple[float, float, float]) -> list[dict]:
-    names = ("trained", "random", "pixels")
-    return [
-        {task: [_row(*pair) for pair in zip(names, seed, strict=True)] for task in real_data.TASKS}
-        for seed in by_seed
-    ]
-
-
-def test_the_table_gives_the_interval_over_seeds_but_over_clips_where_there_is_no_seed():
-    table = real_data.summarise(_results((0.7, 0.3, 0.5), (0.8, 0.3, 0.4), (0.9, 0.3, 0.4)))
-    cells = {row[0]: row[1] for row in table}
-    half = 4.3027 * 10 / 3**0.5  # Student's t of two degrees of freedom, deviation 10 points
-    assert cells["BraVe V<->V"] == f"80.0 [{80 - half:.1f}, {80 + half:.1f}]"
-    assert cells["untrained network"] == "30.0 [30.0, 30.0]"
-    assert cells["raw pixels"] == "50.0 [40.0, 60.0]"
-    assert cells["always the commonest class"] == "25.0"
-    assert cells["test clips / classes"] == "40 / 4"
-
-
-def test_a_single_run_has_the_interval_over_test_clips():
-    table = real_data.summarise(_results((0.7, 0.3, 0.5)))
-    assert [row[2] for row in table[1:3]] == ["70.0 [60.0, 80.0]", "30.0 [20.0, 40.0]"]

@@ -1,0 +1,96 @@
+"""What benchmarks that train several seeds share: their stages, their table, their report."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pathlib
+import platform
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from common.errors import UserError
+
+FEATURES = {"trained": "BraVe", "random": "untrained network", "pixels": "raw input"}
+
+Rows = Sequence[Mapping[str, Any]]
+"""The rows of one evaluation, as ``common.evaluate`` writes them."""
+
+
+def run(title: str, *module_and_flags: str) -> None:
+    """Runs ``python -m MODULE FLAGS...``; raises `UserError` where it fails."""
+    print(f"\n{title}\n    python -m {shlex.join(module_and_flags)}", flush=True)
+    began = time.monotonic()
+    status = subprocess.run([sys.executable, "-m", *module_and_flags], check=False).returncode
+    if status:
+        raise UserError(
+            f"{title} ended with status {status}; its message is above. What was made so far is "
+            "kept: mend the cause and run the same command again."
+        )
+    print(f"    {time.monotonic() - began:.0f} s", flush=True)
+
+
+def summarise(runs: Sequence[Mapping[str, Rows]], tasks: Mapping[str, str]) -> list[list[str]]:
+    """Returns heading and rows of the table: top-1 in percent by features and task.
+
+    Several runs give the mean over seeds with Student's t interval; a single run, and the raw
+    input, which has no seed, the bootstrap interval over test videos.
+
+    Args:
+        runs: by seed, the rows of each task.
+        tasks: title of each task.
+    """
+    from common.evaluation.intervals import Interval, over_seeds
+
+    table = [["features", *(f"{title} (top-1, %)" for title in tasks.values())]]
+    for features, title in FEATURES.items():
+        cells = []
+        for task in tasks:
+            found = [
+                Interval(**row["metrics"]["top1"])
+                for run in runs
+                for row in run[task]
+                if row["features"] == features
+            ]
+            seedless = features == "pixels" or len(found) == 1
+            mean = found[0] if seedless else over_seeds([interval.value for interval in found])
+            cells.append(mean.percent())
+        table.append([title, *cells])
+    first = {task: runs[0][task][0] for task in tasks}
+    commonest = [f"{100 * first[task]['always_the_commonest']:.1f}" for task in tasks]
+    table.append(["always the commonest class", *commonest])
+    table.append(
+        ["test clips / classes"]
+        + [f"{first[task]['test_videos']} / {first[task]['classes']}" for task in tasks]
+    )
+    return table
+
+
+def report(runs: Sequence[Mapping[str, Rows]], tasks: Mapping[str, str], minutes: float) -> str:
+    """Returns machine, command and table as Markdown."""
+    rows = summarise(runs, tasks)
+    lines = ["| " + " | ".join(row) + " |" for row in rows]
+    lines.insert(1, "|" + " --- |" * len(rows[0]))
+    module = pathlib.Path(sys.argv[0]).stem
+    head = [
+        f"Machine: {_machine()}",
+        f"Command: python -m benchmarks.{module} {shlex.join(sys.argv[1:])}".rstrip(),
+        f"Training and evaluation of {len(runs)} seeds: {minutes:.0f} minutes (less where a "
+        "stopped run was continued)",
+        "Intervals are 95%: over seeds where there are several, else over test clips.",
+        "",
+    ]
+    return "\n".join([*head, *lines])
+
+
+def _machine() -> str:
+    """Returns the processor's name and count, in words."""
+    name = platform.processor() or platform.machine()
+    with contextlib.suppress(OSError):  # only Linux says more
+        lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
+        name = next((x.split(": ")[1] for x in lines if x.startswith("model name")), name)
+    return f"{os.cpu_count()} cores of {name}"

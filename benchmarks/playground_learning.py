@@ -1,0 +1,88 @@
+"""Does BraVe learn? Its features of the playground beside untrained ones and the raw input.
+
+    python -m benchmarks.playground_learning --steps=100 --seeds=1   # a quick check
+    python -m benchmarks.playground_learning                         # what `make demo` trains, thrice
+
+Renders the world of the demo, trains the demo's config on it once per seed and probes the action of
+held-out clips from frozen features. Everything can be stopped and started again.
+"""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import time
+
+from absl import flags
+
+from benchmarks import over_seeds
+from common import launch
+from common.demo import shorter_run
+from common.errors import UserError
+
+FLAGS = flags.FLAGS
+CONFIG = "configs/brave_demo.py"
+TASKS = {"video": "action from video", "audio": "action from sound"}
+
+
+def define_flags() -> None:
+    """Defines the command line."""
+    flags.DEFINE_integer("train", 2000, "clips to train on", 1)
+    flags.DEFINE_integer("test", 400, "clips held out", 1)
+    flags.DEFINE_float("clutter", 1.0, "of the world; see common.data.playground", 0.0, 1.0)
+    flags.DEFINE_integer("seeds", 3, "independent runs on the same clips", 1)
+    flags.DEFINE_integer("steps", 0, "training steps; 0 keeps the config's", 0)
+    flags.DEFINE_string("output", "runs/playground", "folder of the clips, runs and results")
+
+
+def prepare(output: pathlib.Path) -> pathlib.Path:
+    """Renders the clips and turns them into records; returns the folder of the records."""
+    over_seeds.run(
+        "Rendering the playground",
+        "common.data.playground", f"--output={output / 'videos'}", f"--train={FLAGS.train}",
+        f"--test={FLAGS.test}", f"--clutter={FLAGS.clutter}",
+    )  # fmt: skip
+    for split in ("train", "test"):
+        over_seeds.run(
+            f"Records of {split}",
+            "common.ingest", f"--source={output / 'videos' / split}.jsonl",
+            f"--output={output / 'records'}", f"--split={split}", "--audio_rate=16000",
+            "--short_side=128", "--require_sound",
+        )  # fmt: skip
+    return output / "records"
+
+
+def train_and_evaluate(records: pathlib.Path, output: pathlib.Path, seed: int) -> dict:
+    """Trains one run and probes its features; returns the rows of results by encoder."""
+    workdir = output / f"seed_{seed}"
+    over_seeds.run(
+        f"Training with seed {seed}",
+        "common.train", f"--config={CONFIG}", f"--workdir={workdir}", f"--config.seed={seed}",
+        f"--config.data.train={records / 'train'}", *shorter_run(FLAGS.steps),
+    )  # fmt: skip
+    results = workdir / "results.json"
+    over_seeds.run(
+        f"Probing the features of seed {seed}",
+        "common.evaluate", f"--workdir={workdir}", f"--train={records / 'train'}",
+        f"--test={records / 'test'}", "--protocol=quick", "--sweep", "--baselines=random,pixels",
+        f"--seed={seed}", f"--output={results}",
+    )  # fmt: skip
+    rows = json.loads(results.read_text())["rows"]
+    return {name: [row for row in rows if row["encoder"] == name] for name in TASKS}
+
+
+def main(argv: list[str]) -> None:
+    """Renders, trains, evaluates and prints the table."""
+    if len(argv) > 1:
+        raise UserError(f"Unexpected argument {argv[1]!r}: every setting is a --flag=value.")
+    output = pathlib.Path(FLAGS.output)
+    records = prepare(output)
+    began = time.monotonic()
+    runs = [train_and_evaluate(records, output, seed) for seed in range(FLAGS.seeds)]
+    text = over_seeds.report(runs, TASKS, (time.monotonic() - began) / 60)
+    (output / "table.md").write_text(text + "\n")
+    print("\n" + text + f"\n\nKept in {output / 'table.md'}.")
+
+
+if __name__ == "__main__":
+    launch.run(main, define_flags)
