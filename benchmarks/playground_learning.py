@@ -1,7 +1,7 @@
 """Does BraVe learn? Its features of the playground beside untrained ones and the raw input.
 
-    python -m benchmarks.playground_learning --steps=100 --seeds=1   # a quick check
-    python -m benchmarks.playground_learning                         # what `make demo` trains, thrice
+    python -m benchmarks.playground_learning --steps=100 --seeds=1  # a quick check
+    python -m benchmarks.playground_learning  # what `make demo` trains, with three seeds
 
 Renders the world of the demo, trains the demo's config on it once per seed and probes the action of
 held-out clips from frozen features. Everything can be stopped and started again.
