@@ -101,10 +101,20 @@ def create_method(config: Any, place: str) -> Method:
     try:
         return methods.create(config)
     except (AttributeError, KeyError) as error:
+        if not _raised_by_config(error):
+            raise  # a mistake in the method, which no other config would mend
         raise UserError(
             f"The configuration in {place} lacks {str(error).strip(chr(34))}: it was written by "
             "another version of the code. Use that version, or add the key to config.json there."
         ) from error
+
+
+def _raised_by_config(error: BaseException) -> bool:
+    """Whether it was a ConfigDict that could not find something."""
+    trace = error.__traceback__
+    while trace.tb_next:
+        trace = trace.tb_next
+    return trace.tb_frame.f_globals["__name__"].startswith("ml_collections.")
 
 
 def untrained(method: Method, seed: int) -> nnx.Module:

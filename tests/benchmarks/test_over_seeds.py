@@ -1,6 +1,14 @@
 """The table of benchmarks that train several seeds."""
 
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
 from benchmarks import over_seeds
+
+ROOT = pathlib.Path(__file__).parents[2]
 
 TASKS = {"concept": "the concept", "group": "the group"}
 
@@ -37,3 +45,17 @@ def test_the_table_gives_the_interval_over_seeds_but_over_clips_where_there_is_n
 def test_a_single_run_has_the_interval_over_test_clips():
     table = over_seeds.summarise(_results((0.7, 0.3, 0.5)), TASKS)
     assert [row[2] for row in table[1:3]] == ["70.0 [60.0, 80.0]", "30.0 [20.0, 40.0]"]
+
+
+@pytest.mark.slow
+def test_the_playground_is_learned_from_rendering_to_table(tmp_path):
+    command = [sys.executable, "-m", "benchmarks.playground_learning", f"--output={tmp_path}"]
+    sizes = ["--train=28", "--test=14", "--steps=2", "--seeds=2"]
+    done = subprocess.run([*command, *sizes], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    table = (tmp_path / "table.md").read_text()
+    assert "Command: python -m benchmarks.playground_learning --output=" in table
+    for title in ("BraVe", "untrained network", "raw input"):
+        (row,) = [line for line in table.splitlines() if line.startswith(f"| {title} |")]
+        assert row.count("[") == 2  # an interval for video, and one for sound
+    assert "| test clips / classes | 14 / 14 | 14 / 14 |" in table

@@ -245,3 +245,12 @@ def test_models_are_told_apart_by_their_weights():
     first, again, other = (tiny_brave.loaded(config, seed) for seed in (0, 0, 1))
     assert loading.fingerprint(first.model) == loading.fingerprint(again.model)
     assert loading.fingerprint(first.model) != loading.fingerprint(other.model)
+
+
+def test_a_mistake_in_a_method_is_not_taken_for_an_old_config(monkeypatch):
+    def broken(config):
+        return {}["shape"]
+
+    monkeypatch.setattr(loading.methods, "create", broken)
+    with pytest.raises(KeyError, match="shape"):
+        loading.create_method(tiny_brave.get_config(), "config.json")
