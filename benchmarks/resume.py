@@ -52,6 +52,7 @@ def first_step(folder: pathlib.Path, steps: int) -> float:
         f"--config={flags.FLAGS.config_file}", "--config.data.train=fake",
         f"--config.steps={steps}", "--config.log_every=1",
         "--config.optimizer.schedule=constant", "--config.optimizer.warmup_steps=0",
+        "--config.optimizer.final_fraction=0",
     ]  # fmt: skip
     environment = {**os.environ, "XDG_CACHE_HOME": str(folder / "cache")}
     environment.pop("JAX_COMPILATION_CACHE_DIR", None)
