@@ -13,6 +13,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from common.demo import shorter_run
 from common.errors import UserError
 
 FEATURES = {"trained": "BraVe", "random": "untrained network", "pixels": "raw input"}
@@ -32,6 +33,15 @@ def run(title: str, *module_and_flags: str) -> None:
             "kept: mend the cause and run the same command again."
         )
     print(f"    {time.monotonic() - began:.0f} s", flush=True)
+
+
+def train(config: str, workdir: pathlib.Path, seed: int, source: pathlib.Path, steps: int) -> None:
+    """Trains one run, or continues it; 0 steps keep the config's."""
+    run(
+        f"Training with seed {seed}",
+        "common.train", f"--config={config}", f"--workdir={workdir}", f"--config.seed={seed}",
+        f"--config.data.train={source}", *shorter_run(steps),
+    )  # fmt: skip
 
 
 def summarise(runs: Sequence[Mapping[str, Rows]], tasks: Mapping[str, str]) -> list[list[str]]:

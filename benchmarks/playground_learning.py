@@ -17,7 +17,6 @@ from absl import flags
 
 from benchmarks import over_seeds
 from common import launch
-from common.demo import shorter_run
 from common.errors import UserError
 
 FLAGS = flags.FLAGS
@@ -55,11 +54,7 @@ def prepare(output: pathlib.Path) -> pathlib.Path:
 def train_and_evaluate(records: pathlib.Path, output: pathlib.Path, seed: int) -> dict:
     """Trains one run and probes its features; returns the rows of results by encoder."""
     workdir = output / f"seed_{seed}"
-    over_seeds.run(
-        f"Training with seed {seed}",
-        "common.train", f"--config={CONFIG}", f"--workdir={workdir}", f"--config.seed={seed}",
-        f"--config.data.train={records / 'train'}", *shorter_run(FLAGS.steps),
-    )  # fmt: skip
+    over_seeds.train(CONFIG, workdir, seed, records / "train", FLAGS.steps)
     results = workdir / "results.json"
     over_seeds.run(
         f"Probing the features of seed {seed}",

@@ -21,7 +21,6 @@ from absl import flags
 
 from benchmarks import over_seeds
 from common import launch
-from common.demo import shorter_run
 from common.errors import UserError
 
 FLAGS = flags.FLAGS
@@ -81,11 +80,7 @@ def prepare(packs: int, workers: int) -> pathlib.Path:
 def train_and_evaluate(records: pathlib.Path, output: pathlib.Path, seed: int) -> dict:
     """Trains one run and probes its features; returns the rows of results by task."""
     workdir = output / f"seed_{seed}"
-    over_seeds.run(
-        f"Training with seed {seed}",
-        "common.train", f"--config={CONFIG}", f"--workdir={workdir}", f"--config.seed={seed}",
-        f"--config.data.train={records / 'pretrain' / 'train'}", *shorter_run(FLAGS.steps),
-    )  # fmt: skip
+    over_seeds.train(CONFIG, workdir, seed, records / "pretrain" / "train", FLAGS.steps)
     rows = {}
     for task, title in TASKS.items():
         results = workdir / f"{task}.json"
