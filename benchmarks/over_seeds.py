@@ -10,7 +10,7 @@ import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from common.demo import shorter_run
@@ -42,6 +42,27 @@ def train(config: str, workdir: pathlib.Path, seed: int, source: pathlib.Path, s
         "common.train", f"--config={config}", f"--workdir={workdir}", f"--config.seed={seed}",
         f"--config.data.train={source}", *shorter_run(steps),
     )  # fmt: skip
+
+
+def measure(
+    train_seed: Callable[[int], Mapping[str, Rows]],
+    seeds: int,
+    tasks: Mapping[str, str],
+    output: pathlib.Path,
+) -> None:
+    """Trains and evaluates each seed, prints the report and keeps it in ``output/table.md``.
+
+    Args:
+        train_seed: from a seed to the rows of each task.
+        seeds: how many, from 0.
+        tasks: title of each task.
+        output: folder that exists.
+    """
+    began = time.monotonic()
+    runs = [train_seed(seed) for seed in range(seeds)]
+    text = report(runs, tasks, (time.monotonic() - began) / 60)
+    (output / "table.md").write_text(text + "\n")
+    print("\n" + text + f"\n\nKept in {output / 'table.md'}.")
 
 
 def summarise(runs: Sequence[Mapping[str, Rows]], tasks: Mapping[str, str]) -> list[list[str]]:

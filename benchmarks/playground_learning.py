@@ -9,9 +9,9 @@ held-out clips from frozen features. Everything can be stopped and started again
 
 from __future__ import annotations
 
+import functools
 import json
 import pathlib
-import time
 
 from absl import flags
 
@@ -72,11 +72,8 @@ def main(argv: list[str]) -> None:
         raise UserError(f"Unexpected argument {argv[1]!r}: every setting is a --flag=value.")
     output = pathlib.Path(FLAGS.output)
     records = prepare(output)
-    began = time.monotonic()
-    runs = [train_and_evaluate(records, output, seed) for seed in range(FLAGS.seeds)]
-    text = over_seeds.report(runs, TASKS, (time.monotonic() - began) / 60)
-    (output / "table.md").write_text(text + "\n")
-    print("\n" + text + f"\n\nKept in {output / 'table.md'}.")
+    train_seed = functools.partial(train_and_evaluate, records, output)
+    over_seeds.measure(train_seed, FLAGS.seeds, TASKS, output)
 
 
 if __name__ == "__main__":

@@ -12,10 +12,10 @@ stopped and started again. Where the registry is out of reach, the benchmark say
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import pathlib
-import time
 
 from absl import flags
 
@@ -107,11 +107,8 @@ def main(argv: list[str]) -> None:
     except sources.Unavailable as error:
         print(f"skipped: the clips cannot be fetched from here: {error}")
         return
-    began = time.monotonic()
-    runs = [train_and_evaluate(records, output, seed) for seed in range(FLAGS.seeds)]
-    text = over_seeds.report(runs, TASKS, (time.monotonic() - began) / 60)
-    (output / "table.md").write_text(text + "\n")
-    print("\n" + text + f"\n\nKept in {output / 'table.md'}.")
+    train_seed = functools.partial(train_and_evaluate, records, output)
+    over_seeds.measure(train_seed, FLAGS.seeds, TASKS, output)
 
 
 if __name__ == "__main__":
