@@ -65,11 +65,15 @@ class BraveViews:
                 f"config.model.{key}.input is {settings.input!r}; "
                 f"it must be one of {', '.join(INPUTS)}."
             )
-        if settings.input == "difference" and settings.num_frames < 2:
-            raise UserError(
-                f"config.model.{key}.num_frames is {settings.num_frames}; with "
-                f"config.model.{key}.input='difference' it must be at least 2."
-            )
+        frames = {f"{key}.num_frames": settings.num_frames}
+        if view == NARROW:
+            frames["evaluation_frames"] = self._model.evaluation_frames
+        for name, count in frames.items():
+            if settings.input == "difference" and count < 2:
+                raise UserError(
+                    f"config.model.{name} is {count}; with config.model.{key}.input='difference' "
+                    "it must be at least 2."
+                )
 
     def settings(self, view: str) -> Any:
         """Returns the part of the config that describes a view."""

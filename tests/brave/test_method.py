@@ -52,6 +52,7 @@ def test_an_encoder_of_differences_takes_frames_and_ignores_their_brightness():
     [
         ({"model__narrow__input": "flow"}, "narrow.input is 'flow'; it must be one of rgb, diff"),
         ({"model__narrow__num_frames": 1}, r"num_frames is 1; .*it must be at least 2"),
+        ({"model__evaluation_frames": 1}, r"evaluation_frames is 1; .*it must be at least 2"),
         (
             {"model__decorrelation": -0.1},
             "decorrelation is -0.1; it must be a number of at least 0",
