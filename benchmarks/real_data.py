@@ -2,6 +2,7 @@
 
     python -m benchmarks.real_data --packs=1 --steps=200 --seeds=1   # a quick check
     python -m benchmarks.real_data                                   # all clips, three seeds
+    python -m benchmarks.real_data --input=rgb                       # of whole frames
 
 The clips are animated emoji (see benchmarks/real_data_sources.py for what, whose and which splits).
 BraVe V<->V learns from them without labels; linear probes on its frozen features are compared with
@@ -24,18 +25,19 @@ from common import launch
 from common.errors import UserError
 
 FLAGS = flags.FLAGS
-CONFIG = "configs/brave_emoji.py"
+CONFIGS = {"difference": "configs/brave_emoji.py", "rgb": "configs/brave_emoji.py:rgb"}
 TASKS = {"concept": "concept, unseen skin tone", "group": "group, unseen families"}
 
 
 def define_flags() -> None:
     """Defines the command line."""
     flags.DEFINE_integer("packs", 4, "packs of clips to use, about 500 clips each", 1, 4)
+    flags.DEFINE_enum("input", "difference", list(CONFIGS), "what the networks see of the clips")
     flags.DEFINE_integer("seeds", 3, "independent runs", 1)
     flags.DEFINE_integer("steps", 0, "training steps; 0 keeps the config's", 0)
     flags.DEFINE_string("output", "runs/real_data", "folder of the runs and their results")
     flags.DEFINE_integer("workers", 0, "processes that render and ingest; 0: one per core", 0)
-    flags.DEFINE_string("protocol", "even", "clips per video; see common.evaluate")
+    flags.DEFINE_string("protocol", "quick", "clips per video; see common.evaluate")
 
 
 def prepare(packs: int, workers: int) -> pathlib.Path:
@@ -79,8 +81,9 @@ def prepare(packs: int, workers: int) -> pathlib.Path:
 
 def train_and_evaluate(records: pathlib.Path, output: pathlib.Path, seed: int) -> dict:
     """Trains one run and probes its features; returns the rows of results by task."""
-    workdir = output / f"seed_{seed}"
-    over_seeds.train(CONFIG, workdir, seed, records / "pretrain" / "train", FLAGS.steps)
+    workdir = output / FLAGS.input / f"seed_{seed}"
+    clips = records / "pretrain" / "train"
+    over_seeds.train(CONFIGS[FLAGS.input], workdir, seed, clips, FLAGS.steps)
     rows = {}
     for task, title in TASKS.items():
         results = workdir / f"{task}.json"
@@ -88,7 +91,7 @@ def train_and_evaluate(records: pathlib.Path, output: pathlib.Path, seed: int) -
             f"Probing the features of seed {seed}: {title}",
             "common.evaluate", f"--workdir={workdir}", f"--train={records / task / 'train'}",
             f"--test={records / task / 'test'}", "--encoder=video", "--baselines=random,pixels",
-            f"--protocol={FLAGS.protocol}", f"--seed={seed}", f"--output={results}",
+            f"--protocol={FLAGS.protocol}", "--sweep", f"--seed={seed}", f"--output={results}",
             f"--features={output / 'features'}",  # one folder: the pixels of all seeds are the same
         )  # fmt: skip
         rows[task] = json.loads(results.read_text())["rows"]
@@ -108,7 +111,7 @@ def main(argv: list[str]) -> None:
         print(f"skipped: the clips cannot be fetched from here: {error}")
         return
     train_seed = functools.partial(train_and_evaluate, records, output)
-    over_seeds.measure(train_seed, FLAGS.seeds, TASKS, output)
+    over_seeds.measure(train_seed, FLAGS.seeds, TASKS, output / FLAGS.input)
 
 
 if __name__ == "__main__":

@@ -36,9 +36,9 @@ from common.errors import UserError
 
 FRAME_RATE = 24  # every frame of the packs lasts 42 ms
 SIZE = 128  # pixels of the rendered clips
-SCALES = (0.4, 1.0)  # least and largest share of the frame's side that an emoji takes
+SCALES = (0.7, 1.0)  # least and largest share of the frame's side that an emoji takes
 BACKGROUND = (128, 128, 128)
-RENDERING = 1  # counts changes of how clips are drawn: other clips go to another folder
+RENDERING = 2  # counts changes of how clips are drawn: other clips go to another folder
 TONES = range(6)  # 0: none (yellow), 1 to 5: light to dark
 HELD_OUT_TONE = 5
 HELD_OUT_SHARE = 0.2  # of the families of every group
