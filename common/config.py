@@ -45,7 +45,11 @@ HARMLESS = frozenset(
 _POSITIVE = ("steps", "batch_size", "microbatches", "log_every", "checkpoint_every")
 _POSITIVE += ("keep_checkpoints", "data.block_size", "data.prefetch")
 _NOT_NEGATIVE = ("seed", "keep_every", "data.threads", "collapse_warning")
-_CHOICES = {"compute_dtype": ("auto", "float32", "bfloat16"), "remat": ("none", "block")}
+_CHOICES = {
+    "accumulation": ("mean", "cached"),
+    "compute_dtype": ("auto", "float32", "bfloat16"),
+    "remat": ("none", "block"),
+}
 
 
 def define_flag(values: flags.FlagValues = flags.FLAGS, argv: list[str] | None = None) -> None:

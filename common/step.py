@@ -34,24 +34,37 @@ def make_train_step(
 ) -> Step:
     """Returns the step of a method, to be jitted.
 
-    With ``config.microbatches`` > 1 the gradient is the mean over parts of the batch that go
-    through the networks one after the other: batch norm and the objective then see one part at a
-    time. Microbatch m of M holds the examples m, m + M, m + 2M, ...: so every device cuts its own
-    share, and what is in a microbatch does not depend on the number of devices.
+    With ``config.microbatches`` > 1 parts of the batch go through the networks one after the other,
+    and batch norm sees one part at a time. ``config.accumulation`` says what the objective sees:
+
+    - "mean": each part by itself; gradients and metrics are averaged over the parts.
+    - "cached": the embeddings of the whole batch. All parts are embedded, the objective gives the
+      gradient of every embedding, and the parts are embedded again to carry it to the parameters
+      (Gao et al., 2021, arXiv:2101.06983). So the negatives of a contrastive objective stay those
+      of the whole batch, for one more forward pass.
+
+    Microbatch m of M holds the examples m, m + M, m + 2M, ...: so every device cuts its own share,
+    and what is in a microbatch does not depend on the number of devices.
 
     A loss or gradient that is not finite leaves the state as it was, clears ``state.finite`` and
     so stops all later steps from changing anything; the loop, which hears of it one step late,
     finds the state that the failing step began with.
     """
-    parts = config.microbatches
+    parts, cached = config.microbatches, config.accumulation == "cached"
+
+    def embed(
+        params: Tree, model_state: Tree, batch: Batch, keys_B: jax.Array
+    ) -> tuple[Embeddings, Tree]:
+        model = merge(graphdef, params, model_state)
+        embeddings = method.embed(model, method.augment(batch, keys_B))
+        return embeddings, split(model)[1]
 
     def loss_of(
         params: Tree, model_state: Tree, batch: Batch, keys_B: jax.Array
     ) -> tuple[jax.Array, _Forward]:
-        model = merge(graphdef, params, model_state)
-        embeddings = method.embed(model, method.augment(batch, keys_B))
+        embeddings, model_state = embed(params, model_state, batch, keys_B)
         loss, metrics = method.objective(embeddings)
-        return loss, (split(model)[1], {**metrics, "loss": loss}, embeddings)
+        return loss, (model_state, {**metrics, "loss": loss}, embeddings)
 
     gradient_of = jax.grad(loss_of, has_aux=True)
 
@@ -66,15 +79,37 @@ def make_train_step(
             return (jax.tree.map(jnp.add, sums, gradients), model_state), (metrics, embeddings)
 
         zeros = jax.tree.map(jnp.zeros_like, state.params)
-        cut = jax.tree.map(
-            lambda x: jnp.moveaxis(x.reshape(-1, parts, *x.shape[1:]), 1, 0), (batch, keys_B)
-        )
         (sums, model_state), (metrics, embeddings) = jax.lax.scan(
-            part, (zeros, state.model_state), cut
+            part, (zeros, state.model_state), _cut((batch, keys_B), parts)
         )
-        joined = {name: e_MBD.reshape(-1, e_MBD.shape[-1]) for name, e_MBD in embeddings.items()}
         means = {name: values_M.mean() for name, values_M in metrics.items()}
-        return jax.tree.map(lambda g: g / parts, sums), (model_state, means, joined)
+        return jax.tree.map(lambda g: g / parts, sums), (model_state, means, _join(embeddings))
+
+    def accumulate_cached(
+        state: TrainState, batch: Batch, keys_B: jax.Array
+    ) -> tuple[Tree, _Forward]:
+        """Gives the gradient of the objective of the whole batch, by embedding it twice."""
+
+        def forward(model_state: Tree, inputs: tuple[Batch, jax.Array]) -> Any:
+            embeddings, model_state = embed(state.params, model_state, *inputs)
+            return model_state, embeddings
+
+        cut = _cut((batch, keys_B), parts)
+        model_state, embeddings = jax.lax.scan(forward, state.model_state, cut)
+        embeddings = _join(embeddings)
+        (loss, metrics), pulls = jax.value_and_grad(method.objective, has_aux=True)(embeddings)
+
+        def backward(sums: Tree, inputs: tuple[tuple[Batch, jax.Array], Embeddings]) -> Any:
+            part, pulls_of_part = inputs
+            # In training mode no output depends on the statistics that pass from part to part.
+            _, pull_back, _ = jax.vjp(
+                lambda params: embed(params, state.model_state, *part), state.params, has_aux=True
+            )
+            return jax.tree.map(jnp.add, sums, pull_back(pulls_of_part)[0]), None
+
+        zeros = jax.tree.map(jnp.zeros_like, state.params)
+        gradients, _ = jax.lax.scan(backward, zeros, (cut, _cut(pulls, parts)))
+        return gradients, (model_state, {**metrics, "loss": loss}, embeddings)
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         batch_size = jax.tree.leaves(batch)[0].shape[0]
@@ -84,7 +119,8 @@ def make_train_step(
                 state.params, state.model_state, batch, keys_B
             )
         else:
-            gradients, (model_state, metrics, embeddings) = accumulate(state, batch, keys_B)
+            gradient_in_parts = accumulate_cached if cached else accumulate
+            gradients, (model_state, metrics, embeddings) = gradient_in_parts(state, batch, keys_B)
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         decay = config.ema_decay
@@ -106,3 +142,13 @@ def make_train_step(
         return state, metrics
 
     return train_step
+
+
+def _cut(tree: Any, parts: int) -> Any:
+    """Cuts the batch axis of every leaf: (B, ...) becomes (parts, B / parts, ...)."""
+    return jax.tree.map(lambda x: jnp.moveaxis(x.reshape(-1, parts, *x.shape[1:]), 1, 0), tree)
+
+
+def _join(tree: Any) -> Any:
+    """The inverse of `_cut`."""
+    return jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1).reshape(-1, *x.shape[2:]), tree)

@@ -16,6 +16,9 @@ def get_config() -> ConfigDict:
     config.steps = 0  # optimizer steps of the whole run
     config.batch_size = 0  # examples per step over all devices and processes
     config.microbatches = 1  # gradient accumulation: parts the batch is cut into, one at a time
+    # What the objective sees where there are several: each part by itself ("mean" of their
+    # gradients), or the embeddings of the whole batch, for one more forward pass ("cached").
+    config.accumulation = "mean"
     config.compute_dtype = "auto"  # "float32", "bfloat16", or "auto": bfloat16 on accelerators
     config.remat = "none"  # "none" or "block": recompute residual blocks in the backward pass
     config.ema_decay = 0.0  # >0 keeps an exponential moving average of the parameters

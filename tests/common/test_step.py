@@ -50,6 +50,30 @@ def test_accumulation_gives_the_gradient_of_the_whole_batch():
     assert_close(metrics, parted_metrics)
 
 
+class Contrastive(Plain):
+    """Its objective compares every example with every other: parts of a batch do not add up."""
+
+    def objective(self, embeddings):
+        scores_BB = embeddings["a"] @ embeddings["b"].T / 10
+        return -jnp.mean(jax.nn.log_softmax(scores_BB).diagonal()), {"best": scores_BB.max()}
+
+
+def test_cached_accumulation_gives_the_gradient_of_the_objective_of_the_whole_batch():
+    whole, state, batch = setup(Contrastive())
+    cached, _, _ = setup(Contrastive(), microbatches=4, accumulation="cached")
+    mean, _, _ = setup(Contrastive(), microbatches=4)
+    (one, metrics), (other, cached_metrics) = whole(state, batch), cached(state, batch)
+    assert_close(one.params, other.params)
+    assert_close(metrics, cached_metrics)
+    assert abs(mean(state, batch)[1]["loss"] - metrics["loss"]) > 0.1  # a quarter of the negatives
+
+
+def test_cached_accumulation_updates_the_statistics_once_per_microbatch():
+    mean, state, batch = setup(Toy(), microbatches=4)
+    cached, _, _ = setup(Toy(), microbatches=4, accumulation="cached")
+    assert_close(mean(state, batch)[0].model_state, cached(state, batch)[0].model_state)
+
+
 def test_a_microbatch_is_normalised_by_itself_and_the_statistics_pass_from_one_to_the_next():
     step, state, batch = setup(Toy(), microbatches=2)
     method, keys_B = Toy(), step_lib.example_keys(0, 0, 16)
@@ -81,9 +105,13 @@ def test_the_moving_average_follows_the_parameters():
     assert setup(Plain())[1].ema is None
 
 
-@pytest.mark.parametrize("microbatches", [1, 4])
-def test_after_a_loss_that_is_not_finite_nothing_changes_any_more(microbatches):
-    step, state, batch = setup(Toy(), microbatches=microbatches, ema_decay=0.5)
+@pytest.mark.parametrize(
+    ("microbatches", "accumulation"), [(1, "mean"), (4, "mean"), (4, "cached")]
+)
+def test_after_a_loss_that_is_not_finite_nothing_changes_any_more(microbatches, accumulation):
+    step, state, batch = setup(
+        Toy(), microbatches=microbatches, accumulation=accumulation, ema_decay=0.5
+    )
     state, _ = step(state, batch)
     broken, metrics = step(state, {"clip": jnp.full_like(batch["clip"], 255)})
     later, _ = step(broken, batch)
