@@ -12,7 +12,7 @@ import math
 import os
 import pickle
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -38,7 +38,7 @@ def load_npy(path: str | os.PathLike) -> Any:
     with open(path, "rb") as file:
         try:
             return _read(file)
-        except _Forbidden as error:
+        except Forbidden as error:
             raise UserError(
                 f"{path}: the file asks for {error}, which rebuilding arrays does not need; it was "
                 "not read. If you trust its origin, convert it there to plain NumPy arrays."
@@ -59,17 +59,17 @@ def _read(file: Any) -> Any:
     if not dtype.hasobject:
         file.seek(0)
         return np.lib.format.read_array(file, allow_pickle=False)
-    value = _inert(_Unpickler(file).load(), {})
+    value = inert(Unpickler(file).load())
     if not isinstance(value, np.ndarray) or value.shape != shape:
         raise ValueError("the header does not describe the contents")
     return value.item() if shape == () else value
 
 
-class _Forbidden(Exception):
+class Forbidden(Exception):
     """The file uses a name that is not on the list."""
 
 
-class _Allowed:
+class Allowed:
     """Stands for a name on the list: can be called, and neither changed nor looked into."""
 
     __slots__ = ("_call",)
@@ -78,13 +78,14 @@ class _Allowed:
         object.__setattr__(self, "_call", call)
 
     def __call__(self, *args: Any) -> Any:
+        """Calls the function; pickles pass nothing but positions."""
         return self._call(*args)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        raise _Forbidden(f"a change of {name}")
+        raise Forbidden(f"a change of {name}")
 
     def __setstate__(self, state: Any) -> None:
-        raise _Forbidden("a change of a function")
+        raise Forbidden("a change of a function")
 
 
 class _Array(np.ndarray):
@@ -124,7 +125,7 @@ class _Sealed(type):
     """Type of a class that a file cannot alter."""
 
     def __setattr__(cls, name: str, value: Any) -> None:
-        raise _Forbidden(f"a change of {name}")
+        raise Forbidden(f"a change of {name}")
 
 
 class _Config(dict, metaclass=_Sealed):
@@ -150,12 +151,12 @@ def _encoded(text: str, encoding: str) -> bytes:
 
 def _names() -> dict[tuple[str, str], Any]:
     """Every (module, name) a file may use; NumPy 1 and 2 keep theirs in different modules."""
-    array = _Allowed(lambda *_: np.ndarray.__new__(_Array, (0,), "b"))
-    mapping = _Allowed(lambda *args: dict(*args))
+    array = Allowed(lambda *_: np.ndarray.__new__(_Array, (0,), "b"))
+    mapping = Allowed(lambda *args: dict(*args))
     names: dict[tuple[str, str], Any] = {
         ("numpy", "ndarray"): array,
-        ("numpy", "dtype"): _Allowed(_DType),
-        ("_codecs", "encode"): _Allowed(_encoded),
+        ("numpy", "dtype"): Allowed(_DType),
+        ("_codecs", "encode"): Allowed(_encoded),
         ("collections", "OrderedDict"): mapping,
         ("haiku._src.data_structures", "FlatMapping"): mapping,
         ("haiku._src.data_structures", "FlatMap"): mapping,
@@ -164,26 +165,60 @@ def _names() -> dict[tuple[str, str], Any]:
     }
     for core in ("numpy.core", "numpy._core"):
         names[f"{core}.multiarray", "_reconstruct"] = array
-        names[f"{core}.multiarray", "scalar"] = _Allowed(_scalar)
-        names[f"{core}.numeric", "_frombuffer"] = _Allowed(_from_buffer)
+        names[f"{core}.multiarray", "scalar"] = Allowed(_scalar)
+        names[f"{core}.numeric", "_frombuffer"] = Allowed(_from_buffer)
     for module in ("builtins", "__builtin__"):
         for kind in (dict, list, tuple, set, frozenset, bytearray):
-            names[module, kind.__name__] = _Allowed(kind)
+            names[module, kind.__name__] = Allowed(kind)
     return names
 
 
-class _Unpickler(pickle.Unpickler):
+class Unpickler(pickle.Unpickler):
+    """Reads one pickle; `inert` then copies the result into plain data.
+
+    Args:
+        file: opened for reading bytes.
+        names: what the pickle may name beside plain containers and NumPy's arrays, by
+            (module, name): `Allowed` functions, or plain values.
+        find: from a persistent id, such as a storage that lies beside the pickle, to its object.
+    """
+
     _names = _names()
 
+    def __init__(
+        self,
+        file: Any,
+        names: Mapping[tuple[str, str], Any] | None = None,
+        find: Callable[[Any], Any] | None = None,
+    ):
+        super().__init__(file)
+        self._own_names = names or {}
+        self._find = find
+
     def find_class(self, module: str, name: str) -> Any:
-        # Looked up whole: a dotted name is a key like any other, never a chain of attributes.
-        if (module, name) not in self._names:
-            raise _Forbidden(f"{module}.{name}")
-        return self._names[module, name]
+        """Looks a name up whole: a dotted one is a key like any other, never a chain."""
+        for names in (self._own_names, self._names):
+            if (module, name) in names:
+                return names[module, name]
+        raise Forbidden(f"{module}.{name}")
+
+    def persistent_load(self, pid: Any) -> Any:
+        """Finds what a persistent id stands for."""
+        if self._find is None:
+            raise Forbidden("an object outside the file")
+        return self._find(pid)
+
+
+def inert(value: Any) -> Any:
+    """Copies what was read into plain containers and arrays.
+
+    Raises:
+        ValueError: it holds anything else, or a container that holds itself.
+    """
+    return _inert(value, {})
 
 
 def _inert(value: Any, seen: dict[int, Any]) -> Any:
-    """Copies what was read into plain containers and arrays; anything else is refused."""
     if isinstance(value, _PLAIN):
         return value
     if id(value) in seen:
