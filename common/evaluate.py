@@ -21,6 +21,7 @@ from absl import flags
 
 from common import launch, model_flags
 from common.errors import UserError
+from common.method import TextInput
 
 if TYPE_CHECKING:
     from common.evaluation.extraction import Extraction
@@ -73,9 +74,14 @@ def main(argv: list[str]) -> None:
     tasks = _tasks()
     sources = {split: extraction.open_split(split, FLAGS[split].value) for split in _SPLITS}
     loaded = model_flags.open_model(FLAGS.encoder)
-    names = FLAGS.encoder or list(loaded.method.encoders)
-    for name in names:
-        loaded.encoder(name)  # a name that is not there is said before anything is computed
+    names = FLAGS.encoder or [
+        name
+        for name, encoder in loaded.method.encoders.items()
+        if not isinstance(encoder.inputs, TextInput)
+    ]
+    for name in names:  # what cannot be is said before anything is computed
+        if isinstance(loaded.encoder(name).inputs, TextInput):
+            raise UserError(f"--encoder={name}: it embeds text; probes are of videos and sounds.")
     rows: list[dict[str, Any]] = []
     with _features_folder() as root:
         extract = extraction.Extraction(

@@ -39,7 +39,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from common import checkpoint, collapse, hosts, optimizers, sharding
+from common import attachments, checkpoint, collapse, hosts, optimizers, sharding
 from common import clock as clock_lib
 from common import config as config_lib
 from common import metrics as metrics_lib
@@ -92,6 +92,7 @@ def train(
     workdir = pathlib.Path(workdir)
     program = build(method, config)
     config_lib.claim(config, workdir)
+    attachments.keep(config, workdir)
     checkpoints = checkpoint.Checkpoints(workdir, config)
     state = checkpoints.restore(program.like)
     start = 0 if state is None else int(state.step)

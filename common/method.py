@@ -8,11 +8,12 @@ uses nothing of them. ``common/methods.py`` lists the methods, one import line e
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:  # keeps `--help` fast: neither JAX, Flax nor TensorFlow is imported here
     import jax
+    import numpy as np
     import tensorflow as tf
     from flax import nnx
 
@@ -64,17 +65,29 @@ class AudioInput:
 
 
 @dataclasses.dataclass(frozen=True)
+class TextInput:
+    """What a text encoder takes: int32 token ids of shape (B, max_words)."""
+
+    max_words: int
+    tokenise: Callable[[Sequence[str]], np.ndarray]  # sentences to token ids; raises UserError
+
+
+@dataclasses.dataclass(frozen=True)
 class Encoder:
     """One trained network as evaluation, export and search see it.
 
     ``embed(model, inputs)`` maps raw inputs (as `inputs` describes them, unscaled) to float32
     features of shape (B, `dim`), in evaluation mode and without augmentation. It is pure and can be
     jitted with the model's state as argument.
+
+    Encoders with the same `space` map into one: the dot product of their features says how well
+    inputs belong together. An empty name means that features are not made to be compared.
     """
 
-    inputs: VideoInput | AudioInput
+    inputs: VideoInput | AudioInput | TextInput
     dim: int
     embed: Callable[[nnx.Module, jax.Array], jax.Array]
+    space: str = ""
 
 
 class Method(Protocol):

@@ -22,6 +22,7 @@ def get_config() -> ConfigDict:
     config.compute_dtype = "auto"  # "float32", "bfloat16", or "auto": bfloat16 on accelerators
     config.remat = "none"  # "none" or "block": recompute residual blocks in the backward pass
     config.ema_decay = 0.0  # >0 keeps an exponential moving average of the parameters
+    config.files = ()  # keys that name files a trained model needs: copied into runs and bundles
     config.model = ConfigDict()  # the method's own keys
 
     config.data = data = ConfigDict()

@@ -4,6 +4,7 @@
     config.json           the configuration it was trained with
     preprocessing.json    what the encoders take, and how files become that
     versions.json         of the format and of the libraries that made it
+    files/                what else the encoders need, such as a vocabulary
     README.md             the model card
 
 A bundle is read without the trainer, without TensorFlow, and without running anything it holds.
@@ -25,15 +26,15 @@ from typing import Any
 import jax
 import numpy as np
 
+from common import attachments, state
 from common import config as config_lib
-from common import state
 from common.data import convert, records, tables
 from common.errors import UserError
 from common.evaluation import reading
 from common.evaluation.embedding import Embedder
 from common.evaluation.features import BadClip, Example, in_order
 from common.evaluation.protocols import Protocol
-from common.method import AudioInput, Encoder, VideoInput
+from common.method import AudioInput, Encoder, TextInput, VideoInput
 from common.weights import loading, model_card
 
 FORMAT = 1
@@ -64,20 +65,42 @@ class Bundle:
         """The encoders by name, with the shapes they take and return."""
         return dict(self.model.method.encoders)
 
-    def embed_videos(self, paths: Sequence[str | os.PathLike[str]]) -> np.ndarray:
+    def embed_videos(
+        self, paths: Sequence[str | os.PathLike[str]], encoder: str = "video"
+    ) -> np.ndarray:
         """Returns one feature per video file, float32 (N, D), the mean over its clips.
 
         A file is decoded, sampled and cut as ingest and evaluation would; the result does not
         depend on what else is in the list.
 
+        Args:
+            paths: files.
+            encoder: which of the video encoders.
+
         Raises:
-            UserError: the bundle has no video encoder, or files cannot be read; names them.
+            UserError: the bundle has no such video encoder, or files cannot be read; names them.
         """
-        return self._embed_files("video", paths)
+        if not isinstance(self.model.encoder(encoder).inputs, VideoInput):
+            raise UserError(f"The {encoder} encoder does not take videos.")
+        return self._embed_files(encoder, paths)
 
     def embed_audio(self, paths: Sequence[str | os.PathLike[str]]) -> np.ndarray:
         """Returns one feature per sound or video file, float32 (N, D); see `embed_videos`."""
         return self._embed_files("audio", paths)
+
+    def embed_texts(self, sentences: Sequence[str]) -> np.ndarray:
+        """Returns one feature per sentence, float32 (N, D).
+
+        With the features of a video encoder of the same space (see ``encoders``) their dot product
+        says how well a video fits a sentence.
+
+        Raises:
+            UserError: the bundle has no text encoder, or one string is given instead of a list.
+        """
+        if isinstance(sentences, str):
+            raise UserError(f"Give a list of sentences, such as [{sentences!r}].")
+        encoder = self.model.encoder("text")
+        return self._embedder("text").all(encoder.inputs.tokenise(sentences))
 
     def embed(self, encoder: str, clips: np.ndarray) -> np.ndarray:
         """Returns one feature per clip, float32 (N, D), for arrays as the encoder takes them.
@@ -152,6 +175,7 @@ def load_bundle(path: str | os.PathLike[str]) -> Bundle:
                 "Install the version of zoetrope that made it, or export it again."
             )
         config = config_lib.from_json((folder / _CONFIG).read_text())
+        config = attachments.found(config, folder)
         preprocessing = json.loads((folder / _PREPROCESSING).read_text())
         arrays = load_file(folder / _WEIGHTS)
         protocol = Protocol(**preprocessing["protocol"])
@@ -202,6 +226,7 @@ def save_bundle(
         arrays = loading.arrays(loaded.model)
         save_file(arrays, partial / _WEIGHTS)
         (partial / _CONFIG).write_text(config_lib.to_json(loaded.config))
+        attachments.keep(loaded.config, partial)
         preprocessing = {
             "encoders": _encoder_facts(loaded.method.encoders),
             "protocol": dataclasses.asdict(protocol),
@@ -236,12 +261,19 @@ def _encoder_facts(encoders: Any) -> dict[str, Any]:
     """Returns what `Encoder` says, in JSON's types."""
     return {
         name: {
-            "input": "video" if isinstance(encoder.inputs, VideoInput) else "audio",
-            **dataclasses.asdict(encoder.inputs),
+            **_input_facts(encoder.inputs),
             "dim": encoder.dim,
+            **({"space": encoder.space} if encoder.space else {}),
         }
         for name, encoder in encoders.items()
     }
+
+
+def _input_facts(inputs: VideoInput | AudioInput | TextInput) -> dict[str, Any]:
+    if isinstance(inputs, TextInput):
+        return {"input": "text", "max_words": inputs.max_words}
+    kind = "video" if isinstance(inputs, VideoInput) else "audio"
+    return {"input": kind, **dataclasses.asdict(inputs)}
 
 
 def _model(method: Any, arrays: dict[str, np.ndarray], folder: pathlib.Path) -> Any:
@@ -276,8 +308,10 @@ def _model(method: Any, arrays: dict[str, np.ndarray], folder: pathlib.Path) -> 
 
 def _check_clips(name: str, encoder: Encoder, clips: np.ndarray) -> None:
     inputs = encoder.inputs
-    if isinstance(inputs, VideoInput):
-        shape: tuple[int, ...] = (inputs.num_frames, inputs.size, inputs.size, 3)
+    if isinstance(inputs, TextInput):
+        shape, dtype = (inputs.max_words,), np.dtype(np.int32)
+    elif isinstance(inputs, VideoInput):
+        shape = (inputs.num_frames, inputs.size, inputs.size, 3)
         dtype = np.dtype(np.uint8)
     else:
         shape, dtype = (inputs.num_samples,), np.dtype(np.int16)

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from common import methods, state
+from common import attachments, methods, state
 from common.errors import UserError
 from common.method import Encoder, Method
 
@@ -55,7 +55,7 @@ def from_workdir(workdir: str | os.PathLike[str], step: int | None = None) -> Lo
     from common import checkpoint
     from common import config as config_lib
 
-    config = config_lib.read(workdir)
+    config = attachments.found(config_lib.read(workdir), workdir)
     method = create_method(config, str(workdir))
     step, saved = checkpoint.read(workdir, step)
     averaged = saved["ema"] is not None

@@ -8,8 +8,14 @@ import numpy as np
 
 from common.evaluation import report
 from common.evaluation.protocols import Protocol
-from common.method import VideoInput
+from common.method import TextInput, VideoInput
 from common.weights import loading
+
+_EXAMPLES = {
+    "video": 'features = bundle.embed_videos(["a.mp4", "b.webm"])  # float32 (2, D)',
+    "audio": 'features = bundle.embed_audio(["a.wav", "b.mp4"])  # float32 (2, D)',
+    "text": 'features = bundle.embed_texts(["a dog barks"])  # float32 (1, D)',
+}
 
 
 def render(
@@ -45,7 +51,7 @@ def render(
         "from common.weights import load_bundle",
         "",
         'bundle = load_bundle("PATH/TO/THIS/FOLDER")',
-        *(_example(name) for name in encoders if name in ("video", "audio")),
+        *(_EXAMPLES[name] for name in encoders if name in _EXAMPLES),
         "```",
         "",
         f"A file is embedded as the mean over its clips: {protocol.about}.",
@@ -78,18 +84,14 @@ def _origin(origin: dict[str, Any]) -> str:
     return text + (" (moving average of the parameters)" if origin.get("averaged") else "")
 
 
-def _example(name: str) -> str:
-    if name == "video":
-        return 'features = bundle.embed_videos(["a.mp4", "b.webm"])  # float32 (2, D)'
-    return 'features = bundle.embed_audio(["a.wav", "b.mp4"])  # float32 (2, D)'
-
-
 def _takes(inputs: Any) -> str:
     if isinstance(inputs, VideoInput):
         return (
             f"uint8 ({inputs.num_frames}, {inputs.size}, {inputs.size}, 3): every "
             f"{inputs.stride}. of {inputs.frame_rate:g} frames/s"
         )
+    if isinstance(inputs, TextInput):
+        return f"sentences of at most {inputs.max_words} words"
     return f"int16 ({inputs.num_samples},): mono at {inputs.sample_rate} Hz"
 
 

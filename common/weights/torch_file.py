@@ -146,6 +146,13 @@ def _load_legacy(path: str | os.PathLike) -> Any:
         return safe_pickle.inert(_tensors(value, {}))
 
 
+class _StateDict(dict):
+    """A dictionary to which PyTorch attaches versions of modules, which nothing here needs."""
+
+    def __setstate__(self, state: Any) -> None:
+        pass
+
+
 class _Storages:
     """The storages that a pickle names, by key."""
 
@@ -170,6 +177,7 @@ class _Storages:
     def names(self) -> dict[tuple[str, str], Any]:
         """Returns what a checkpoint may name beside plain containers and NumPy arrays."""
         names: dict[tuple[str, str], Any] = {
+            ("collections", "OrderedDict"): safe_pickle.Allowed(_StateDict),
             ("torch._utils", "_rebuild_tensor_v2"): safe_pickle.Allowed(_Described),
             ("torch._utils", "_rebuild_parameter"): safe_pickle.Allowed(lambda data, *_: data),
         }

@@ -142,9 +142,13 @@ def test_tensors_share_storages_and_have_strides(tmp_path):
 
 def test_files_from_before_the_archives_are_read(tmp_path):
     arrays = {"94": np.arange(6, dtype=np.float32), "7": np.array([1, 2], np.int64)}
-    value = collections.OrderedDict(
-        a=tensor(storage(6, "94", "FloatStorage", None), 0, (2, 3), (3, 1)),
-        b=tensor(storage(2, "7", "LongStorage", None), 1, (), ()),
+    value = _Call(  # as a module's state_dict is written
+        _Name("collections", "OrderedDict"),
+        [
+            ["a", tensor(storage(6, "94", "FloatStorage", None), 0, (2, 3), (3, 1))],
+            ["b", tensor(storage(2, "7", "LongStorage", None), 1, (), ())],
+        ],
+        state={"_metadata": collections.OrderedDict(version=1)},
     )
     found = torch_file.load(write_legacy(tmp_path / "a.pth", value, arrays))
     assert_same(found, {"a": arrays["94"].reshape(2, 3), "b": np.array(2)})
