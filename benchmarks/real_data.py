@@ -91,7 +91,8 @@ def train_and_evaluate(records: pathlib.Path, output: pathlib.Path, seed: int) -
             f"Probing the features of seed {seed}: {title}",
             "common.evaluate", f"--workdir={workdir}", f"--train={records / task / 'train'}",
             f"--test={records / task / 'test'}", "--encoder=video", "--baselines=random,pixels",
-            f"--protocol={FLAGS.protocol}", "--sweep", f"--seed={seed}", f"--output={results}",
+            f"--protocol={FLAGS.protocol}", "--probe=ridge", "--sweep", f"--seed={seed}",
+            f"--output={results}",
             f"--features={output / 'features'}",  # one folder: the pixels of all seeds are the same
         )  # fmt: skip
         rows[task] = json.loads(results.read_text())["rows"]

@@ -41,7 +41,10 @@ def define_flags() -> None:
     flags.DEFINE_string("test", None, "source the probe is scored on", required=True)
     flags.DEFINE_list("encoder", [], "which encoders; none given: all of them")
     flags.DEFINE_string("protocol", "released", "which clips: released, even or quick")
-    flags.DEFINE_enum("probe", "svm", ["svm", "logistic"], "logistic needs little memory")
+    flags.DEFINE_enum(
+        "probe", "svm", ["svm", "ridge", "logistic"],
+        "svm is the published one; ridge is quick with many classes, logistic needs little memory",
+    )  # fmt: skip
     flags.DEFINE_float("C", 0.0, "inverse regularisation of the probe; 0 is its default", 0.0)
     flags.DEFINE_bool("sweep", False, "choose C on a fifth of the training videos, held out")
     flags.DEFINE_list(

@@ -12,7 +12,7 @@ from common.errors import UserError
 from common.evaluation import intervals, metrics, probes
 from common.evaluation.features import Features, Video
 
-DEFAULT_C = {"svm": 1e-4, "logistic": 1e-2}
+DEFAULT_C = {"svm": 1e-4, "ridge": 1e-3, "logistic": 1e-2}
 SWEEP_C = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 _HELD_OUT = 0.2  # share of training videos on which C is chosen
 _SWEEP_PASSES = 100  # of the SVM solver, enough to rank values of C
@@ -23,7 +23,7 @@ Labels = Callable[[Video], tuple[str, ...]]
 
 @dataclasses.dataclass(frozen=True)
 class ProbeSettings:
-    """How a probe is fitted: "svm" or "logistic", its C (0: its default; sweep: chosen)."""
+    """How a probe is fitted: its name in `DEFAULT_C`, and C (0: its default; sweep: chosen)."""
 
     name: str = "svm"
     C: float = 0.0
@@ -167,6 +167,8 @@ def run(
 def _fit(
     settings: ProbeSettings, rows: Any, targets: np.ndarray, classes: int, C: float, **options: Any
 ) -> probes.LinearProbe:
+    if settings.name == "ridge":
+        return probes.fit_ridge(rows, targets, classes, C=C)
     fit = probes.fit_svm if settings.name == "svm" else probes.fit_logistic
     return fit(rows, targets, classes, C=C, seed=settings.seed, **options)
 

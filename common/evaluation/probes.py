@@ -1,4 +1,4 @@
-"""Linear probes on frozen features: the published SVM, and a logistic probe that streams.
+"""Linear probes on frozen features: the published SVM, quick ridge regression, a streaming one.
 
 Targets are either class numbers, int (R,), one class per row; or bool (R, C), any number of classes
 per row, each of which then is its own yes-or-no question.
@@ -104,6 +104,37 @@ def fit_svm(
         weights_DK = basis_DE @ weights_DK
     weights_DC, bias_C = _spread(weights_DK, bias_K, present, num_classes)
     return LinearProbe(scaler.mean_, scaler.scale_, weights_DC, bias_C, notes)
+
+
+def fit_ridge(
+    features_RD: np.ndarray, targets: np.ndarray, num_classes: int, C: float = 1e-3
+) -> LinearProbe:
+    """Fits ridge regression to +1 and -1 for every class, by scikit-learn's ``Ridge``.
+
+    It has a closed form, whose time hardly grows with the number of classes: for hundreds of them
+    it takes seconds where one SVM each takes many minutes. Features are standardised; everything is
+    held in memory.
+
+    Args:
+        features_RD: float32 (R, D).
+        targets: see the module.
+        num_classes: classes that scores are returned for. One that no row has scores lowest.
+        C: inverse strength of the regularisation, 1 / alpha.
+
+    Raises:
+        UserError: there are fewer than two classes, or memory is too small.
+    """
+    from sklearn.linear_model import Ridge
+    from sklearn.preprocessing import StandardScaler
+
+    present = _present_classes(targets)
+    _check_memory(features_RD)
+    scaler = StandardScaler()
+    standard_RD = scaler.fit_transform(np.asarray(features_RD, np.float64))
+    own_RK = targets[:, None] == present if targets.ndim == 1 else targets[:, present]
+    ridge = Ridge(alpha=1 / C).fit(standard_RD, np.where(own_RK, 1.0, -1.0))
+    weights_DC, bias_C = _spread(ridge.coef_.T, ridge.intercept_, present, num_classes)
+    return LinearProbe(scaler.mean_, scaler.scale_, weights_DC, bias_C)
 
 
 def fit_logistic(

@@ -95,7 +95,7 @@ def test_labels_can_come_from_elsewhere():
 
 
 def test_probe_settings_that_cannot_be_are_refused():
-    with pytest.raises(UserError, match="svm, logistic"):
+    with pytest.raises(UserError, match="svm, ridge, logistic"):
         linear.ProbeSettings("knn")
     with pytest.raises(UserError, match="positive"):
         linear.ProbeSettings(C=-1.0)

@@ -48,7 +48,20 @@ def test_more_columns_than_rows_change_nothing_but_the_work():
     np.testing.assert_allclose(ours, theirs.decision_function(standard), atol=1e-3)
 
 
-@pytest.mark.parametrize("fit", [probes.fit_svm, probes.fit_logistic])
+@pytest.mark.parametrize("shape", [(90, 20), (30, 70)])
+def test_the_ridge_probe_is_scikit_learns_classifier(shape):
+    from sklearn.linear_model import RidgeClassifier
+
+    features, labels = _blobs(*shape, 3, spread=3.0)
+    standard = StandardScaler().fit_transform(features.astype(np.float64))
+    theirs = RidgeClassifier(alpha=10.0).fit(standard, labels).decision_function(standard)
+    ours = probes.fit_ridge(features, labels, 3, C=0.1)
+    np.testing.assert_allclose(ours.scores(features), theirs, rtol=1e-4, atol=1e-5)
+    several = probes.fit_ridge(features, labels[:, None] == np.arange(3), 3, C=0.1)
+    np.testing.assert_allclose(several.scores(features), theirs, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("fit", [probes.fit_svm, probes.fit_ridge, probes.fit_logistic])
 def test_two_classes_and_classes_without_a_row_are_scored(fit):
     features, labels = _blobs(120, 8, 2)
     probe = fit(features, labels * 2, 4)  # classes 0 and 2 occur, 1 and 3 do not
