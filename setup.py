@@ -40,7 +40,9 @@ setuptools.setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.11,<3.14",
-    packages=setuptools.find_namespace_packages(include=["brave*", "common*", "configs*"]),
+    packages=setuptools.find_namespace_packages(
+        include=["brave*", "common*", "configs*", "mil_nce*"]
+    ),
     install_requires=_REQUIRED,
     extras_require={
         "beam": ["apache-beam>=2.60"],
