@@ -1,8 +1,9 @@
 """Turns media files into record shards: ``python -m common.ingest --source=... --output=...``.
 
 The source is a folder, searched recursively, or a csv, tsv, json or jsonl table with a column
-``path`` and optionally ``id``, ``start``, ``end``, ``captions`` and ``labels``. The same command
-continues an interrupted run. What comes out is described in ``common/data/writer.py``.
+``path`` and optionally ``id``, ``start``, ``end``, ``captions`` and ``labels``. What is said in the
+videos may come from files of its own (``--narrations``, see ``common/data/narrations.py``). The
+same command continues an interrupted run. What comes out is described in ``common/data/writer.py``.
 """
 
 from __future__ import annotations
@@ -31,6 +32,9 @@ def define_flags() -> None:
     flags.DEFINE_string("split", "train", "name of this part of the data set")
     flags.DEFINE_enum("labels_from", "", ["", "folder"], "'folder': the file's folder is its label")
     flags.DEFINE_string("label_column", "", "table column of the labels; '': labels or label")
+    flags.DEFINE_string(
+        "narrations", "", "captions: folder of NAME.csv, .srt, .vtt, or a json or pickle by NAME"
+    )
     flags.DEFINE_float("frame_rate", 0.0, "frames/s; 0: the file's own, at most 25", 0, 1000)
     flags.DEFINE_integer("short_side", 256, "pixels of the short side, at most", 16, 4096)
     flags.DEFINE_integer("jpeg_quality", 95, "of the stored frames", 1, 100)
@@ -49,7 +53,7 @@ def define_flags() -> None:
 
 def main(argv: list[str]) -> int:
     """Runs the tool; returns 1 when no file could be read."""
-    from common.data import card, tables, writer
+    from common.data import card, narrations, tables, writer
 
     args = flags.FLAGS
     if argv[1:]:
@@ -66,8 +70,13 @@ def main(argv: list[str]) -> int:
     source = tables.read_source(args.source, args.labels_from, args.label_column)
     for name, count in sorted(source.ignored.items()):
         print(f"Passed over: {count} x {name or 'files without an ending'}", file=sys.stderr)
+    items = source.items
+    if args.narrations:
+        found = narrations.attach(items, args.narrations)
+        items = found.items
+        print(found, file=sys.stderr)
     with writer.exclusive(args.output):
-        output.begin(source.items, settings, args.clips_per_shard)
+        output.begin(items, settings, args.clips_per_shard)
         if not output.unfinished():
             print(f"{output.split_folder} is already finished.")
         elif args.runner == _LOCAL:
