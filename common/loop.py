@@ -36,6 +36,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Protocol
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
@@ -76,7 +77,18 @@ class _Pending:
 
     step: int  # as counted after it: 1 for the first
     sample_ids: np.ndarray
-    metrics: step_lib.Metrics
+    names: list[str]  # of the metrics
+    values: jax.Array  # on the devices, in the order of the names
+
+    def read(self) -> dict[str, np.ndarray]:
+        """Waits for the step and returns its metrics."""
+        return dict(zip(self.names, jax.device_get(self.values), strict=True))
+
+
+@jax.jit
+def _in_one(metrics: step_lib.Metrics) -> jax.Array:
+    """Puts all metrics, sorted by name, into one array: reading each by itself takes longer."""
+    return jnp.stack([metrics[name].astype(jnp.float32) for name in sorted(metrics)])
 
 
 def train(
@@ -214,7 +226,7 @@ def _run(
         def save(number: int) -> None:
             if pending:
                 with clock.time("device"):
-                    values = jax.device_get(pending.metrics)
+                    values = pending.read()
                 report(pending, values, state)
             with clock.time("save"):
                 checkpoints.save(number, state)
@@ -231,11 +243,12 @@ def _run(
             with clock.time("device"):
                 with jax.transfer_guard("disallow"):
                     state, metrics = step(state, batch)
-                values = jax.device_get(pending.metrics) if pending else None
+                    packed = _in_one(metrics)
+                values = pending.read() if pending else None
             clock.tick()
             if pending:
                 report(pending, values, state)
-            pending = _Pending(number, sample_ids, metrics)
+            pending = _Pending(number, sample_ids, sorted(metrics), packed)
             checkpoints.check()
             last = number == config.steps or signals.received is not None
             if last or number % config.checkpoint_every == 0:
