@@ -12,7 +12,8 @@ from brave.loss import brave_loss
 from brave.model import BraveModel
 from brave.naming import NARROW, broad_views
 from brave.views import BraveViews
-from common.data.device_augment import augment_clips, augment_flow, frame_differences, normalise
+from common.data import clip_input
+from common.data.device_augment import augment_clips, augment_flow, normalise
 from common.data.log_mel import LogMel
 from common.errors import UserError
 from common.method import AudioInput, Batch, Embeddings, Encoder, VideoInput
@@ -81,7 +82,7 @@ class Brave:
                     flip=model.flip,
                     random_convolution=convolve,
                 )
-                inputs[view] = _pictures(self.views.settings(view), video_BTHWC)
+                inputs[view] = clip_input.of(video_BTHWC, self.views.settings(view).input)
         return inputs
 
     def embed(self, model: BraveModel, inputs: Batch) -> Embeddings:
@@ -105,7 +106,9 @@ class Brave:
                     size=narrow.size,
                 ),
                 model.narrow.num_features,
-                lambda model, video_BTHWC: model.narrow(_pictures(narrow, normalise(video_BTHWC))),
+                lambda model, video_BTHWC: model.narrow(
+                    clip_input.of(normalise(video_BTHWC), narrow.input)
+                ),
             )
         }
         if self._log_mel is not None:
@@ -115,8 +118,3 @@ class Brave:
                 lambda model, waveform_BN: model.backbone("audio")(self._log_mel(waveform_BN)),
             )
         return encoders
-
-
-def _pictures(settings: Any, video_BTHWC: jax.Array) -> jax.Array:
-    """What a video network takes of a clip in [0, 1]: the frames, or the changes between them."""
-    return frame_differences(video_BTHWC) if settings.input == "difference" else video_BTHWC

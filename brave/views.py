@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from brave.naming import NARROW, broad_views
+from common.data import clip_input
 from common.errors import UserError
 
 if TYPE_CHECKING:
@@ -15,7 +16,6 @@ if TYPE_CHECKING:
     import tensorflow as tf
 
 SYNCS = ("aligned", "independent")
-INPUTS = ("rgb", "difference")
 
 # Streams of the host's randomness: every view draws its place and its window from its own.
 _START, _WINDOW = 0, 1
@@ -60,20 +60,10 @@ class BraveViews:
         if self._kinds[view] != "video":
             return
         settings, key = self.settings(view), NARROW if view == NARROW else "video"
-        if settings.input not in INPUTS:
-            raise UserError(
-                f"config.model.{key}.input is {settings.input!r}; "
-                f"it must be one of {', '.join(INPUTS)}."
-            )
         frames = {f"{key}.num_frames": settings.num_frames}
         if view == NARROW:
             frames["evaluation_frames"] = self._model.evaluation_frames
-        for name, count in frames.items():
-            if settings.input == "difference" and count < 2:
-                raise UserError(
-                    f"config.model.{name} is {count}; with config.model.{key}.input='difference' "
-                    "it must be at least 2."
-                )
+        clip_input.check(key, settings.input, frames)
 
     def settings(self, view: str) -> Any:
         """Returns the part of the config that describes a view."""

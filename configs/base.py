@@ -5,6 +5,8 @@ reads a key that is not listed here or in the method's own config. The result is
 misspelt key on the command line is an error that names the nearest valid one.
 """
 
+from collections.abc import Callable
+
 from ml_collections import ConfigDict
 
 
@@ -75,3 +77,28 @@ def get_config() -> ConfigDict:
         0.1  # warn when embeddings use less than this share of their dimensions
     )
     return config
+
+
+def variant_of(
+    config: ConfigDict,
+    variant: str,
+    smoke: Callable[[ConfigDict], ConfigDict],
+    own: tuple[str, ...] = (),
+) -> ConfigDict:
+    """Applies what follows the colon in ``--config=FILE:VARIANT`` and locks the config.
+
+    Args:
+        config: unlocked, and changed here.
+        variant: empty, "smoke", or one of ``own``, which the config has applied itself.
+        smoke: shrinks a config of the method to two steps on a CPU.
+        own: names of the variants that this config alone has.
+
+    Raises:
+        ValueError: there is no such variant.
+    """
+    if variant == "smoke":
+        config = smoke(config)
+    elif variant and variant not in own:
+        known = ", ".join(f'":{name}"' for name in ("smoke", *own))
+        raise ValueError(f"unknown variant {variant!r}: write nothing, or one of {known}")
+    return config.lock()

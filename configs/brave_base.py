@@ -100,19 +100,5 @@ def smoke(config: ConfigDict) -> ConfigDict:
 
 
 def variant_of(config: ConfigDict, variant: str, own: tuple[str, ...] = ()) -> ConfigDict:
-    """Applies what follows the colon in ``--config=FILE:VARIANT`` and locks the config.
-
-    Args:
-        config: unlocked, and changed here.
-        variant: empty, "smoke", or one of ``own``, which the config has applied itself.
-        own: names of the variants that this config alone has.
-
-    Raises:
-        ValueError: there is no such variant.
-    """
-    if variant == "smoke":
-        config = smoke(config)
-    elif variant and variant not in own:
-        known = ", ".join(f'":{name}"' for name in ("smoke", *own))
-        raise ValueError(f"unknown variant {variant!r}: write nothing, or one of {known}")
-    return config.lock()
+    """Applies a variant of a BraVe config and locks it; see `base.variant_of`."""
+    return base.variant_of(config, variant, smoke, own)
