@@ -81,8 +81,8 @@ class MilNceViews:
         """
         if not self._model.text.vocabulary:
             raise UserError(
-                "config.model.text.vocabulary names no file; give one with a word per line, or an "
-                ".npy array of words."
+                "config.model.text.vocabulary names no file. `python -m common.vocabulary` makes "
+                "one; a text file of a word per line or an .npy array of words will do."
             )
         return Vocabulary.read(self._model.text.vocabulary)
 

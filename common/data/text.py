@@ -1,7 +1,7 @@
 """Words to numbers: a vocabulary and the tokeniser of MIL-NCE (Miech et al., 2020).
 
 A word's id is its place in the vocabulary plus one; 0 pads. The released ``s3d_dict.npy`` is read
-as it is.
+as it is. An ``.npz`` may hold the words' vectors beside them; see `common.data.word_vectors.load`.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ PADDING = 0  # the id that stands for no word
 
 _WORD = re.compile(r"[\w']+")
 _NPY_MAGIC = b"\x93NUMPY"
+_NPZ_MAGIC = b"PK\x03\x04"
 
 _log = logging.getLogger(__name__)
 
@@ -94,15 +95,18 @@ class Vocabulary:
 
     @classmethod
     def read(cls, path: str | os.PathLike) -> Vocabulary:
-        """Reads a text file of one word per line, or an ``.npy`` array of words.
+        """Reads a text file of a word per line, an ``.npy`` of words, or ``words`` in an ``.npz``.
 
         Raises:
             UserError: it cannot be read or is neither; nothing in it is executed.
         """
-        with files.File(path) as file:
-            data = file.read(0, file.size)
-        is_array = data.startswith(_NPY_MAGIC)
-        vocabulary = cls(_array_words(path, data) if is_array else _line_words(path, data))
+        if is_archive(path):
+            vocabulary = cls(_checked_words(path, archived(path, "words")))
+        else:
+            with files.File(path) as file:
+                data = file.read(0, file.size)
+            is_array = data.startswith(_NPY_MAGIC)
+            vocabulary = cls(_array_words(path, data) if is_array else _line_words(path, data))
         if not vocabulary.words:
             raise UserError(f"{path} has no words; a vocabulary is a text file of one word a line.")
         return vocabulary
@@ -121,6 +125,29 @@ class Vocabulary:
                 )
         data = "".join(f"{word}\n" for word in self.words).encode()
         files.write_whole(os.fspath(path), data)
+
+
+def is_archive(path: str | os.PathLike) -> bool:
+    """Returns whether a file is an ``.npz``, by its contents.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    with files.File(path) as file:
+        return file.read(0, len(_NPZ_MAGIC)) == _NPZ_MAGIC
+
+
+def archived(path: str | os.PathLike, name: str) -> np.ndarray | None:
+    """Returns an array of an ``.npz`` file, or None where it has none of that name.
+
+    Raises:
+        UserError: it cannot be read; nothing in it is executed.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            return arrays.get(name)
+    except Exception as error:  # damaged input can make the reader fail in any way
+        raise UserError(f"{path} cannot be read as an .npz of arrays: {error}") from error
 
 
 def _line_words(path: str | os.PathLike, data: bytes) -> list[str]:
@@ -142,6 +169,12 @@ def _array_words(path: str | os.PathLike, data: bytes) -> list[str]:
         words = np.lib.format.read_array(io.BytesIO(data), allow_pickle=False)
     except (ValueError, EOFError, TypeError) as error:
         raise UserError(f"{path} cannot be read as an array of words: {error}") from error
+    return _checked_words(path, words)
+
+
+def _checked_words(path: str | os.PathLike, words: np.ndarray | None) -> list[str]:
+    if words is None:
+        raise UserError(f"{path} has no array 'words'; python -m common.vocabulary writes one.")
     if words.ndim != 1 or words.dtype.kind != "U":
         raise UserError(
             f"{path} holds an array of shape {words.shape} and type {words.dtype}; a vocabulary is "

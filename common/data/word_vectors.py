@@ -2,7 +2,8 @@
 
 Three formats are told apart by their contents, each plain or as ``.gz``: word2vec's text and binary
 forms (https://code.google.com/archive/p/word2vec; fastText writes the text form) and GloVe's text
-(https://nlp.stanford.edu/projects/glove). Files are streamed: only wanted words are kept.
+(https://nlp.stanford.edu/projects/glove). Files are streamed: only wanted words are kept. `save`
+keeps the table with its words in one ``.npz``.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import BinaryIO
 
 import numpy as np
 
+from common.data import files, text
 from common.data.text import Vocabulary
 from common.errors import UserError
 
@@ -80,6 +82,33 @@ def read(
         "drawn at random" if unknown == "normal" else "zeros",
     )
     return table_VD
+
+
+def save(path: str | os.PathLike, vocabulary: Vocabulary, table_VD: np.ndarray) -> None:
+    """Writes words and table to an ``.npz`` that `load` and `Vocabulary.read` read."""
+    buffer = io.BytesIO()
+    np.savez(buffer, words=np.array(vocabulary.words, np.str_), vectors=table_VD)
+    files.write_whole(os.fspath(path), buffer.getbuffer())
+
+
+def load(path: str | os.PathLike, vocabulary: Vocabulary) -> np.ndarray | None:
+    """Returns the float32 table (vocabulary.num_ids, D) that is stored with a vocabulary's words.
+
+    None: the file is one of words alone.
+
+    Raises:
+        UserError: the file cannot be read, or the table is not one of this vocabulary.
+    """
+    table_VD = text.archived(path, "vectors") if text.is_archive(path) else None
+    if table_VD is None:
+        return None
+    if table_VD.ndim != 2 or table_VD.dtype.kind != "f" or len(table_VD) != vocabulary.num_ids:
+        raise UserError(
+            f"{path}: the array 'vectors' has shape {table_VD.shape} and type {table_VD.dtype}; "
+            f"with {len(vocabulary.words)} words it must be of floats and have "
+            f"{vocabulary.num_ids} rows, the first for the padding."
+        )
+    return _checked(table_VD.astype(np.float32, copy=False), f"{path}, array 'vectors'")
 
 
 def _entries(
@@ -150,10 +179,10 @@ def _vector(numbers: list[bytes], where: str) -> np.ndarray:
     return _checked(vector_D, where)
 
 
-def _checked(vector_D: np.ndarray, where: str) -> np.ndarray:
-    if not np.isfinite(vector_D).all():
-        raise UserError(f"{where}: the vector has numbers that are not finite.")
-    return vector_D
+def _checked(vectors: np.ndarray, where: str) -> np.ndarray:
+    if not np.isfinite(vectors).all():
+        raise UserError(f"{where}: it has numbers that are not finite.")
+    return vectors
 
 
 def _binary(

@@ -62,7 +62,7 @@ def from_records(source: Source) -> list[Captioned]:
     clips = []
     for number in range(len(source.records)):
         try:
-            name, captions = _captions(source, number)
+            name, captions = of_record(source, number)
         except (BadRecord, ValueError) as error:
             raise UserError(
                 f"{source.name}: {error} ({source.records.name(number)}). Ingest it again: "
@@ -76,8 +76,13 @@ def from_records(source: Source) -> list[Captioned]:
     return clips
 
 
-def _captions(source: Source, number: int) -> tuple[str, list[str]]:
-    """Returns id and captions of a record, reading no frames where that can be helped."""
+def of_record(source: Source, number: int) -> tuple[str, list[str]]:
+    """Returns id and captions of a record, reading no frames where that can be helped.
+
+    Raises:
+        BadRecord: its bytes are damaged.
+        ValueError: it is no record.
+    """
     record_set = source.records
     if source.parse is not records.parse:
         return _parsed(source, record_set.read(number))
