@@ -28,7 +28,7 @@ def measure(embeddings: Embeddings) -> dict[str, jax.Array]:
     """Returns the spread and the rank share of every embedding.
 
     Args:
-        embeddings: float arrays (B, D) by name.
+        embeddings: float arrays (B, D) by name, or (B, K, D) where an example has several.
 
     Returns:
         ``collapse/spread/NAME`` and ``collapse/rank/NAME``, float32 scalars in [0, 1].
@@ -36,6 +36,7 @@ def measure(embeddings: Embeddings) -> dict[str, jax.Array]:
     measures = {}
     for name, values_BD in embeddings.items():
         values_BD = jax.lax.stop_gradient(values_BD).astype(jnp.float32)
+        values_BD = values_BD.reshape(-1, values_BD.shape[-1])
         batch, dims = values_BD.shape
         norms_B1 = jnp.linalg.norm(values_BD, axis=1, keepdims=True)
         unit_BD = values_BD / jnp.maximum(norms_B1, 1e-12)

@@ -86,7 +86,7 @@ def main(argv: list[str]) -> None:
         if isinstance(loaded.encoder(name).inputs, TextInput):
             raise UserError(f"--encoder={name}: it embeds text; probes are of videos and sounds.")
     rows: list[dict[str, Any]] = []
-    with _features_folder() as root:
+    with features_folder() as root:
         extract = extraction.Extraction(
             root, loaded, sources, protocol, FLAGS.seed, FLAGS.batch_size, FLAGS.threads
         )
@@ -103,7 +103,7 @@ def main(argv: list[str]) -> None:
     }
     _report(results)
     if FLAGS.output:
-        _write(results, pathlib.Path(FLAGS.output))
+        write_results(results, pathlib.Path(FLAGS.output))
 
 
 def _evaluate_encoder(
@@ -166,7 +166,8 @@ def _tasks() -> dict[str, dict[str, Labels]]:
 
 
 @contextlib.contextmanager
-def _features_folder() -> Iterator[pathlib.Path]:
+def features_folder() -> Iterator[pathlib.Path]:
+    """Yields the folder of features: --features, the run's own, or one that will be gone."""
     if FLAGS.features or FLAGS.workdir:
         yield pathlib.Path(FLAGS.features or pathlib.Path(FLAGS.workdir, "features"))
         return
@@ -186,7 +187,7 @@ def _report(results: dict[str, Any]) -> None:
         print(line)
 
 
-def _write(results: dict[str, Any], output: pathlib.Path) -> None:
+def write_results(results: dict[str, Any], output: pathlib.Path) -> None:
     """Writes the results; another file of that name is kept beside."""
     text = json.dumps(results, indent=2) + "\n"
     output.parent.mkdir(parents=True, exist_ok=True)

@@ -21,7 +21,8 @@ Batch = Mapping[str, "jax.Array"]
 """One global batch on the device: every leaf has the batch as its first axis."""
 
 Embeddings = Mapping[str, "jax.Array"]
-"""What the objective compares: named float32 arrays of shape (B, D)."""
+"""What the objective compares: named float32 arrays of shape (B, D), or (B, K, D) where an example
+has several."""
 
 
 class Views(Protocol):

@@ -12,7 +12,8 @@ from absl import flags
 
 ROOT = pathlib.Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-TOOLS = ("ingest", "inspect", "train", "evaluate", "export", "embed", "report", "demo")
+TOOLS = ("ingest", "inspect", "vocabulary", "train", "evaluate", "retrieve", "export", "embed")
+TOOLS += ("report", "demo")
 
 
 def commands():

@@ -1,6 +1,8 @@
-"""Batch normalisation whose running statistics are unbiased from the first step on."""
+"""Batch normalisation with running statistics as Haiku or PyTorch keeps them."""
 
 from __future__ import annotations
+
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +16,10 @@ class BatchNorm(nnx.Module):
     the weighted mean of exactly those c batches, free of the initial value. Haiku stores the biased
     sum as well (`hidden`); it is mean * (1 - decay^c), so `count` says the same in one integer.
 
+    With ``statistics="torch"`` they are PyTorch's instead: moving averages that start at mean 0 and
+    variance 1 and forget them by and by, of variances that are unbiased, n / (n - 1) times those
+    that training normalises with. PyTorch's momentum is 1 - `decay`.
+
     Statistics span the whole array: those of a batch that is sharded over devices under ``jax.jit``
     are those of the global batch. They are computed in float32, or float64 for float64 inputs.
 
@@ -26,10 +32,12 @@ class BatchNorm(nnx.Module):
         *,
         decay: float = 0.9,
         eps: float = 1e-5,
+        statistics: Literal["haiku", "torch"] = "haiku",
         dtype: jnp.dtype | None = None,
     ):
         self.decay = decay
         self.eps = eps
+        self.statistics = statistics
         self.dtype = dtype
         self.use_running_average = False
         self.scale = nnx.Param(jnp.ones(num_features, jnp.float32))
@@ -51,15 +59,19 @@ class BatchNorm(nnx.Module):
             mean = x.mean(axes)
             # One pass over x. Rounding can leave a tiny negative value where x is constant.
             var = jnp.maximum(jnp.square(x).mean(axes) - jnp.square(mean), 0)
-            self._update(jax.lax.stop_gradient(mean), jax.lax.stop_gradient(var))
+            self._update(*jax.lax.stop_gradient((mean, var)), x.size // x.shape[-1])
         factor = self.scale[...] * jax.lax.rsqrt(var + self.eps)
         return ((x - mean) * factor + self.offset[...]).astype(dtype)
 
-    def _update(self, mean: jax.Array, var: jax.Array) -> None:
-        """Takes one batch into the running statistics."""
+    def _update(self, mean: jax.Array, var: jax.Array, num_values: int) -> None:
+        """Takes one batch, of `num_values` per channel, into the running statistics."""
         decay = jnp.asarray(self.decay, mean.dtype)
-        old_weight = decay * (1 - decay ** self.count[...])
-        total = 1 - decay ** (self.count[...] + 1)
+        if self.statistics == "torch":
+            old_weight, total = decay, 1
+            var = var * (num_values / max(num_values - 1, 1))
+        else:
+            old_weight = decay * (1 - decay ** self.count[...])
+            total = 1 - decay ** (self.count[...] + 1)
         for running, value in ((self.mean, mean), (self.var, var)):
             average = (old_weight * running[...] + (1 - decay) * value) / total
             running[...] = average.astype(running[...].dtype)

@@ -15,6 +15,7 @@ from common.data import sources as sources_lib
 from common.errors import UserError
 from common.evaluation import baselines, embedding, features, random_clips, reading
 from common.evaluation.protocols import Protocol
+from common.evaluation.stretches import Stretches
 from common.method import AudioInput, Encoder, VideoInput
 from common.weights import loading
 
@@ -43,21 +44,24 @@ class Extraction:
         seed: int,
         batch_size: int,
         threads: int,
+        stretches: Stretches | None = None,
     ):
         """Makes the extraction.
 
         Args:
             root: folder of features.
             loaded: the trained model.
-            sources: "train" and "test".
+            sources: "train" and "test", or those of them that are asked for.
             protocol: which clips.
             seed: of random clips and of untrained weights.
             batch_size: clips per call of an encoder.
             threads: videos read at once; 0 is one per core.
+            stretches: what is embedded instead of the whole records of "test".
         """
         self._root, self._loaded, self._sources = root, loaded, sources
         self._protocol, self._seed = protocol, seed
         self._batch_size, self._threads = batch_size, threads
+        self._stretches = stretches
         data = loaded.config.data
         self._rates = reading.DefaultRates(data.default_frame_rate, data.default_audio_rate)
 
@@ -78,7 +82,8 @@ class Extraction:
         random = split == "train" and self._protocol.train_passes > 0
         cut, prepare = self._cut(encoder.inputs, random)
         modality = "audio" if isinstance(encoder.inputs, AudioInput) else "frames"
-        read = reading.SourceReader(source, modality, cut, self._rates)
+        read: features.Read = reading.SourceReader(source, modality, cut, self._rates)
+        num_videos = len(source.records)
         description = {
             "source": source.name,
             "records": _fingerprint(source),
@@ -89,12 +94,20 @@ class Extraction:
             "rates": dataclasses.asdict(self._rates),
             "random_clips_seed": self._seed if random else None,
         }
-        _log.info("%s, %s features of --%s: %d videos", name, kind, split, len(read))
+        if self._stretches is not None and split == "test":
+            read = self._stretches.reader(source, encoder.inputs, cut, self._rates)
+            num_videos = len(self._stretches)
+            description["stretches"] = self._stretches.description()
+        _log.info("%s, %s features of --%s: %d videos", name, kind, split, num_videos)
         embedder = embedding.Embedder(encoder, model, self._batch_size, prepare)
         return features.extract(
-            self._root, description, len(read), encoder.dim, read, embedder,
+            self._root, description, num_videos, encoder.dim, read, embedder,
             embedder.batch_size, self._threads,
         )  # fmt: skip
+
+    def model(self, kind: str) -> Any:
+        """Returns the model whose features are "trained" or "random"."""
+        return (self._untrained if kind == "random" else self._trained)[0]
 
     def _encoder(self, name: str, kind: str) -> tuple[Encoder, Any, str]:
         """Returns an encoder, its model, and what identifies its weights."""

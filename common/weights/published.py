@@ -39,8 +39,9 @@ def layout_of(config: Any) -> Layout:
         UserError: it has none.
     """
     from brave import checkpoint_layout as brave
+    from mil_nce import checkpoint_layout as mil_nce
 
-    layouts = {"brave": brave}
+    layouts = {"brave": brave, "mil_nce": mil_nce}
     if config.method not in layouts:
         raise UserError(
             f"Method {config.method!r} has no published layout; these have one: {sorted(layouts)}."

@@ -209,10 +209,10 @@ def test_labels_can_be_taken_from_columns_of_the_tables(world):
 
 def test_an_older_result_is_kept_beside_the_new_one(tmp_path, capsys):
     output = tmp_path / "results.json"
-    evaluate._write({"rows": 1}, output)
-    evaluate._write({"rows": 1}, output)
+    evaluate.write_results({"rows": 1}, output)
+    evaluate.write_results({"rows": 1}, output)
     assert list(tmp_path.iterdir()) == [output]
-    evaluate._write({"rows": 2}, output)
+    evaluate.write_results({"rows": 2}, output)
     assert json.loads(output.read_text()) == {"rows": 2}
     assert json.loads((tmp_path / "results-1.json").read_text()) == {"rows": 1}
 

@@ -12,7 +12,7 @@ from common import loop, methods
 from common.data import pipeline
 
 ROOT = pathlib.Path(__file__).parents[2]
-BASES = {"base", "brave_base"}
+BASES = {"base", "brave_base", "mil_nce_base"}
 NAMES = sorted(p.stem for p in (ROOT / "configs").glob("*.py") if p.stem not in BASES)
 
 

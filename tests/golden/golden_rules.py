@@ -129,6 +129,15 @@ class Pack:
             result[kind].setdefault(module, {})[leaf] = value
         return result
 
+    @functools.cache  # noqa: B019 - packs live as long as the test run
+    def flat_checkpoint(self, name: str, without: str = "\0") -> dict[str, np.ndarray]:
+        """The rule-made checkpoint of a flat layout; keys that contain `without` are left out."""
+        return {
+            key: tensor(key, shape, dtype, mode, a, b, self.seed)
+            for key, shape, dtype, mode, a, b in self.manifest["checkpoints"][name]["entries"]
+            if without not in key
+        }
+
 
 def x64():
     """A context in which JAX computes in float64 where its inputs are; for parity tests."""

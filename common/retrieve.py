@@ -1,0 +1,201 @@
+"""Zero-shot retrieval: ``python -m common.retrieve --workdir=DIR --test=SOURCE``.
+
+Every clip goes through the video encoder that shares a space with the text encoder, every caption
+through the text encoder; captions are then looked for by clips and clips by captions, by the inner
+product. Captions are those of the records, or of a published table (--table). Features of clips
+stay on disk: an evaluation that was stopped continues. docs/evaluation-retrieval.md defines every
+number.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+from typing import TYPE_CHECKING, Any
+
+from absl import flags
+
+from common import evaluate, launch, model_flags
+from common.errors import UserError
+
+if TYPE_CHECKING:
+    from common.data.sources import Source
+    from common.evaluation.captioned import Captioned
+    from common.evaluation.protocols import Protocol
+    from common.evaluation.stretches import Stretches
+
+FLAGS = flags.FLAGS
+BASELINES = ("random",)
+WINDOWS = "windows"
+_NAMED = 10  # unreadable clips named on the terminal; all of them are in the JSON
+
+
+def define_flags() -> None:
+    """Defines the command line."""
+    from common.evaluation import retrieval
+
+    model_flags.define()
+    flags.DEFINE_string("test", None, "source of the clips", required=True)
+    flags.DEFINE_string("table", "", "csv of MSR-VTT or YouCook2; none: the records' own captions")
+    flags.DEFINE_string("protocol", "even", "which clips: even, quick, released or windows")
+    flags.DEFINE_integer(
+        "windows", 10, "of each clip with --protocol=windows, MIL-NCE's published one", 1
+    )
+    flags.DEFINE_enum("ties", "middle", list(retrieval.TIES), "what equal scores count")
+    flags.DEFINE_list("baselines", [], "also evaluate: random (the network untrained)")
+    flags.DEFINE_float(
+        "dual_softmax", 0.0, "also rank by dual softmax, scores times this inside; 0: do not", 0.0
+    )
+    flags.DEFINE_string("output", "", "JSON file to write")
+    flags.DEFINE_string("features", "", "folder that keeps features; default: WORKDIR/features")
+    flags.DEFINE_integer("batch_size", 16, "clips or captions per call of an encoder", 1)
+    flags.DEFINE_integer("threads", 0, "videos read at once; 0 is one per core", 0)
+    flags.DEFINE_integer("seed", 0, "of untrained weights", 0)
+
+
+def main(argv: list[str]) -> None:
+    """Finds clips by captions and captions by clips."""
+    if len(argv) > 1:
+        raise UserError(f"Unexpected argument {argv[1]!r}: every setting is a --flag=value.")
+    unknown = [name for name in FLAGS.baselines if name not in BASELINES]
+    if unknown:
+        raise UserError(f"--baselines={unknown[0]}: choose among {', '.join(BASELINES)}.")
+    from common.evaluation import extraction, zero_shot
+
+    protocol = _protocol()
+    loaded = model_flags.open_model()
+    encoders = zero_shot.shared_encoders(loaded)  # what cannot be is said before any work
+    source = extraction.open_split("test", FLAGS.test)
+    clips, stretches = _clips(source)
+    results = {
+        "model": loaded.origin,
+        "method": loaded.config.method,
+        "test": FLAGS.test,
+        "table": FLAGS.table,
+        "protocol": dataclasses.asdict(protocol),
+        "ties": FLAGS.ties,
+        "seed": FLAGS.seed,
+        "rows": [],
+    }
+    with evaluate.features_folder() as root:
+        extract = extraction.Extraction(
+            root, loaded, {"test": source}, protocol, FLAGS.seed, FLAGS.batch_size, FLAGS.threads,
+            stretches,
+        )  # fmt: skip
+        for kind in ("trained", *FLAGS.baselines):
+            scored = zero_shot.embed(extract, loaded, encoders, kind, clips, FLAGS.batch_size)
+            results["rows"] += zero_shot.rows(scored, FLAGS.ties, FLAGS.dual_softmax)
+    _report(results)
+    if FLAGS.output:
+        evaluate.write_results(results, pathlib.Path(FLAGS.output))
+
+
+def _protocol() -> Protocol:
+    from common.evaluation import protocols
+
+    if FLAGS.protocol != WINDOWS:
+        if FLAGS["windows"].present:
+            raise UserError(f"--windows goes with --protocol={WINDOWS}.")
+        return protocols.get(FLAGS.protocol)
+    about = f"{FLAGS.windows} windows of each clip, squares, as MIL-NCE's published retrieval"
+    return protocols.Protocol(WINDOWS, about, 0, FLAGS.windows, 1)
+
+
+def _clips(source: Source) -> tuple[list[Captioned], Stretches | None]:
+    """Returns the clips with their captions, and what to embed where that is not all records."""
+    from common.evaluation import captioned
+    from common.evaluation.stretches import Stretches
+
+    windows = FLAGS.windows if FLAGS.protocol == WINDOWS else 0
+    if not FLAGS.table:
+        clips = captioned.from_records(source)
+        whole = tuple((number, None) for number in range(len(clips)))
+        return clips, Stretches(whole, windows) if windows else None
+    names = _names(source)
+    clips = captioned.from_table(FLAGS.table, names)
+    if not windows and (spans := sum(clip.span_s is not None for clip in clips)):
+        raise UserError(
+            f"{spans} of the {len(clips)} clips of {FLAGS.table} are parts of a record of "
+            f"{FLAGS.test}. Cut them with --protocol={WINDOWS}, or ingest each as a record of its "
+            "own, from a table with columns path, start and end."
+        )
+    number_of = {name: number for number, name in enumerate(names)}
+    chosen = tuple((number_of[clip.record], clip.span_s) for clip in clips)
+    return clips, Stretches(chosen, windows)
+
+
+def _names(source: Source) -> list[str]:
+    """Returns the id of every record."""
+    from common.data.shards import BadRecord
+    from common.evaluation import captioned
+
+    names = []
+    for number in range(len(source.records)):
+        place = source.records.name(number)
+        try:
+            names.append(captioned.of_record(source, number)[0] or place)
+        except (BadRecord, ValueError) as error:
+            raise UserError(f"{source.name}: {error} ({place}). Ingest it again.") from error
+    return names
+
+
+def _report(results: dict[str, Any]) -> None:
+    from common.evaluation import retrieval
+
+    protocol, rows = results["protocol"], results["rows"]
+    print(f"\nZero-shot retrieval, protocol {protocol['name']}: {protocol['about']}.")
+    print("R@K in percent, ranks from 1, with 95% intervals over videos.")
+    print(f"Ties: {results['ties']} ({retrieval.TIES[results['ties']]}).\n")
+    table = _cells(rows)
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    heading, *body = [
+        "  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip() for line in table
+    ]
+    print("\n".join([heading, "-" * len(heading), *body]))
+    for line in _remarks(rows):
+        print(line)
+
+
+def _cells(rows: list[dict[str, Any]]) -> list[list[str]]:
+    from common.evaluation.intervals import Interval
+
+    metrics = ("R@1", "R@5", "R@10", "median rank", "mean rank")
+    table = [["weights", "scores", "direction", *metrics, "queries", "candidates"]]
+    for row in rows:
+        line = [row["features"], row["scores"], row["direction"]]
+        for name in metrics:
+            interval = Interval(**row["metrics"][name]) if row["metrics"] else None
+            if interval is None:
+                line.append("undefined")
+            elif name.startswith("R@"):
+                line.append(interval.percent())
+            else:
+                line.append(f"{interval.value:.1f} [{interval.low:.1f}, {interval.high:.1f}]")
+        table.append([*line, str(row["num_queries"]), str(row["candidates"])])
+    return table
+
+
+def _remarks(rows: list[dict[str, Any]]) -> list[str]:
+    """Returns what a reader of the table has to know beside it."""
+    from common.evaluation.zero_shot import INNER_PRODUCT
+
+    lines, first = [], rows[0]
+    if left_out := first["left_out"]:
+        lines.append(
+            f"Left out with their captions: {len(left_out)} clips that cannot be read. Among fewer "
+            "candidates the task is easier, so these numbers do not compare with those of all."
+        )
+        lines += [f"  {clip['clip']}: {clip['reason']}" for clip in left_out[:_NAMED]]
+        if len(left_out) > _NAMED:
+            lines.append(f"  and {len(left_out) - _NAMED} more; --output has them all")
+    if unknown := first["captions_without_known_words"]:
+        lines.append(f"{unknown} captions have no word that the text encoder knows.")
+    if any(not row["metrics"] for row in rows):
+        lines.append("--ties=published is not defined where a clip has several right captions.")
+    if any(row["scores"] != INNER_PRODUCT for row in rows):
+        lines.append("Dual softmax looks at all queries at once: a task of its own.")
+    return lines
+
+
+if __name__ == "__main__":
+    launch.run(main, define_flags)

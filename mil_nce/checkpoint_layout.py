@@ -1,0 +1,183 @@
+"""Published MIL-NCE checkpoints (PyTorch) in and out."""
+
+from __future__ import annotations
+
+import collections
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from absl import logging
+from flax import nnx
+
+from common.backbones.s3d import S3D
+from common.errors import UserError
+from common.weights import s3d_layout, torch_file
+from mil_nce.model import MilNceModel
+
+# What each encoder of `mil_nce.method` is made of.
+_PARTS = {"video": ("video",), "video_joint": ("video", "projection"), "text": ("text",)}
+_TABLE = "text_module.word_embd"
+_STEMS = {3: "plain", 24: "space_to_depth"}  # by input channels
+# The keys of ``config.model`` that say how long an axis of a published tensor is.
+_SIZES = {
+    "conv1.conv1.weight": ("", "video.stem"),
+    "fc.weight": ("embedding_dim",),
+    f"{_TABLE}.weight": ("text.words", "text.word_dim"),
+    "text_module.fc1.weight": ("text.hidden", "text.word_dim"),
+    "text_module.fc2.weight": ("embedding_dim", "text.hidden"),
+}
+
+
+class _Table(s3d_layout.Layer):
+    """The text tower's table of words; as a kernel it would be the other way round in files."""
+
+    def variables(self) -> Iterator[tuple[nnx.Variable, str]]:
+        yield self.ours.words, f"{self.module}.weight"
+
+
+def load(path: str | os.PathLike, model: MilNceModel, encoders: Sequence[str] = ()) -> list[str]:
+    """Fills a model with a published checkpoint; no code in the file is executed.
+
+    Both kinds are read: the release, tensors by name, and those that the published training writes,
+    which hold them under "state_dict" with "module." before every name.
+
+    Args:
+        path: a .pth or .pth.tar file.
+        model: changed in place; all or nothing.
+        encoders: load only what these of the method's encoders need, and leave the rest of the
+            model as it is; none named: everything.
+
+    Returns:
+        Names of the tensors that were not used, which are also logged in short.
+
+    Raises:
+        UserError: the file cannot be read, or does not hold this model.
+    """
+    published = _tensors(torch_file.load(path), path)
+    prefix = "module." if any(key.startswith("module.") for key in published) else ""
+    names = encoders or _PARTS
+    parts = dict.fromkeys(part for name in names for part in _PARTS[name])
+    layers = [layer for part in parts for layer in _layers(model, part, prefix)]
+    _check_sizes(layers, published, prefix, path)
+    unread = s3d_layout.read(layers, _turned(published, prefix), str(path))
+    if unread:
+        counts = collections.Counter(key.removeprefix(prefix).split(".")[0] for key in unread)
+        logging.info("%s: tensors left unread: %s", path, dict(counts))
+    return unread
+
+
+def save(path: str | os.PathLike, model: MilNceModel, config: Any) -> None:
+    """Writes a model in the published layout, to be read by ``torch.load``.
+
+    With a space-to-depth stem the file is like the release. The published code builds the plain one
+    only for checkpoints of its own training, so that one is written like those, but without a state
+    of the optimizer: it can be evaluated there, not trained on.
+
+    Args:
+        path: file to make, which must not exist.
+        model: what to write.
+        config: ``config.model``.
+
+    Raises:
+        UserError: the file exists, or the layout has no place for the backbone or for how padding
+            is treated.
+    """
+    if config.text.masked:
+        raise UserError(
+            "The published layout cannot say that padding is left out of the maximum over words "
+            "(config.model.text.masked=True), and whoever read it would not leave it out. Export a "
+            "bundle, which does say so."
+        )
+    if _s3d(model).stem == "plain":
+        contents = {"state_dict": published_arrays(model, "module.")}
+    else:
+        contents = published_arrays(model)
+    torch_file.save(path, contents)
+
+
+def published_arrays(model: MilNceModel, prefix: str = "") -> dict[str, np.ndarray]:
+    """Every tensor of the model by its published name, in the published order.
+
+    Raises:
+        UserError: the layout has no place for the backbone.
+    """
+    parts = ("video", "projection", "text")
+    layers = [layer for part in parts for layer in _layers(model, part, prefix)]
+    return _turned(s3d_layout.write(layers), prefix)
+
+
+def _tensors(contents: Any, path: str | os.PathLike) -> dict[str, np.ndarray]:
+    """The tensors of a file, of either kind."""
+    if isinstance(contents, Mapping):
+        contents = contents.get("state_dict", contents)
+    items = contents.items() if isinstance(contents, Mapping) else ()
+    found = {k: v for k, v in items if isinstance(k, str) and isinstance(v, np.ndarray)}
+    if not found:
+        raise UserError(
+            f"{path}: not an MIL-NCE checkpoint: it holds no tensors by name, neither at the top "
+            "nor under 'state_dict'."
+        )
+    return found
+
+
+def _turned(published: Mapping[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
+    """Transposes the table of words, where there is one."""
+    key = f"{prefix}{_TABLE}.weight"
+    return {name: value.T if name == key else value for name, value in published.items()}
+
+
+def _s3d(model: MilNceModel) -> S3D:
+    if isinstance(model.video, S3D):
+        return model.video
+    raise UserError(
+        f"The published layout has no place for the backbone {type(model.video).__name__}, only "
+        "for that of config.model.video.backbone='s3d'. A bundle holds any."
+    )
+
+
+def _layers(model: MilNceModel, part: str, prefix: str) -> list[s3d_layout.Layer]:
+    """The layers of a part of the model in the published order."""
+    if part == "video":
+        return s3d_layout.layers_of(_s3d(model), prefix)
+    if part == "projection":
+        return [s3d_layout.Layer(model.video_projection, f"{prefix}fc")]
+    return [
+        _Table(model.text, prefix + _TABLE),
+        s3d_layout.Layer(model.text.hidden, f"{prefix}text_module.fc1"),
+        s3d_layout.Layer(model.text.output, f"{prefix}text_module.fc2"),
+    ]
+
+
+def _check_sizes(
+    layers: Sequence[s3d_layout.Layer],
+    published: Mapping[str, np.ndarray],
+    prefix: str,
+    path: str | os.PathLike,
+) -> None:
+    """Says which settings would make a file fit; other mistakes are left to `s3d_layout.read`."""
+    for layer in layers:
+        ours, key = next(layer.variables())
+        if key not in published:
+            continue
+        wanted = tuple(ours.shape)
+        if not isinstance(layer, _Table):
+            wanted = (*wanted[:-3:-1], *wanted[:-2])
+        settings = _fitting(key.removeprefix(prefix), published[key].shape, wanted)
+        if settings:
+            raise UserError(
+                f"{path}: {key} has shape {published[key].shape}, the model needs {wanted}. "
+                f"The file is of {' and '.join(settings)}."
+            )
+
+
+def _fitting(name: str, shape: tuple[int, ...], wanted: tuple[int, ...]) -> list[str]:
+    """The settings that give a tensor the sizes in which it is not as wanted."""
+    settings = []
+    for size, here, key in zip(shape, wanted, _SIZES.get(name, ()), strict=False):
+        value = size - 1 if key == "text.words" else size  # its first row is the padding
+        value = _STEMS.get(size) if key == "video.stem" else value
+        if key and size != here and value is not None:
+            settings.append(f"config.model.{key}={value!r}")
+    return settings

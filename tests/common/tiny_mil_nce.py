@@ -1,0 +1,27 @@
+"""A MIL-NCE that fits in a test: a few thousand parameters, a dozen words."""
+
+from __future__ import annotations
+
+from configs import mil_nce_base
+
+WORDS = ("a", "ball", "rolls", "red", "cat", "sleeps", "dog", "runs", "it", "rains", "wind")
+
+
+def get_config(vocabulary="", **changes):
+    """Returns the configuration; keys of changes have ``__`` in place of dots."""
+    config = mil_nce_base.smoke(mil_nce_base.get_config())
+    config.batch_size = 2
+    config.microbatches = 1
+    config.model.video.backbone = "tsm_resnet"
+    config.model.video.crop = "resize"
+    config.model.text.vocabulary = str(vocabulary)
+    config.update_from_flattened_dict(
+        {key.replace("__", "."): value for key, value in changes.items()}
+    )
+    return config.lock()
+
+
+def write_vocabulary(path):
+    """Writes `WORDS` to a text file; returns its path."""
+    path.write_text("".join(f"{word}\n" for word in WORDS))
+    return path
