@@ -81,3 +81,21 @@ def test_statistics_of_bfloat16_inputs_are_float32():
 def test_a_constant_channel_stays_finite(value):
     result = BatchNorm(1)(jnp.full((64, 1), value, jnp.float32))
     assert np.isfinite(result).all()
+
+
+def test_torch_statistics_are_moving_averages_of_unbiased_variances():
+    norm = BatchNorm(3, statistics="torch")
+    mean, var = np.zeros(3), np.ones(3)
+    for batch in _batches(4, 3):
+        norm(jnp.asarray(batch))
+        mean = 0.9 * mean + 0.1 * batch.mean(0)
+        var = 0.9 * var + 0.1 * batch.var(0, ddof=1)
+    np.testing.assert_allclose(norm.mean[...], mean, rtol=1e-5)
+    np.testing.assert_allclose(norm.var[...], var, rtol=1e-5)
+    assert norm.count[...] == 3
+
+
+def test_torch_statistics_of_a_single_value_stay_finite():
+    norm = BatchNorm(1, statistics="torch")
+    norm(jnp.full((1, 1), 5.0))
+    np.testing.assert_allclose(norm.var[...], [0.9], rtol=1e-6)

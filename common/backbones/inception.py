@@ -1,0 +1,222 @@
+"""Inception-v1 inflated to video: what S3D and I3D have in common."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from common.backbones.batch_norm import BatchNorm
+from common.backbones.convolution_3d import CONVOLUTIONS, Conv3D, Padding, Triple, max_pool
+from common.backbones.resnet_blocks import spatial_mean
+from common.errors import UserError
+
+# Output channels of the 1x1x1 branch, of reduction and convolution of the two 3x3x3 branches, and
+# of the branch behind the pool.
+BLOCKS = {
+    "mixed_3b": (64, 96, 128, 16, 32, 32),
+    "mixed_3c": (128, 128, 192, 32, 96, 64),
+    "mixed_4b": (192, 96, 208, 16, 48, 64),
+    "mixed_4c": (160, 112, 224, 24, 64, 64),
+    "mixed_4d": (128, 128, 256, 24, 64, 64),
+    "mixed_4e": (112, 144, 288, 32, 64, 64),
+    "mixed_4f": (256, 160, 320, 32, 128, 128),
+    "mixed_5b": (256, 160, 320, 32, 128, 128),
+    "mixed_5c": (384, 192, 384, 48, 128, 128),
+}
+# Size and stride of the pools, by the stage they come before.
+POOLS = {
+    "conv_2b": ("maxpool_2a", (1, 3, 3), (1, 2, 2)),
+    "mixed_3b": ("maxpool_3a", (1, 3, 3), (1, 2, 2)),
+    "mixed_4b": ("maxpool_4a", (3, 3, 3), (2, 2, 2)),
+    "mixed_5b": ("maxpool_5a", (2, 2, 2), (2, 2, 2)),
+}
+INITIALIZERS = {
+    # PyTorch's defaults: uniform within 1 / sqrt(fan-in).
+    "uniform": jax.nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform"),
+    "kaiming_normal": jax.nn.initializers.variance_scaling(2.0, "fan_in", "normal"),
+}
+POOLINGS = ("same", "torch")
+
+
+def chosen(option: str, name: str, names: Sequence[str]) -> str:
+    """Returns `name`; raises `UserError` unless it is one of `names`."""
+    if name not in names:
+        raise UserError(f"{option} is {name!r}; it must be one of {', '.join(map(repr, names))}.")
+    return name
+
+
+class ConvUnit(nnx.Module):
+    """Convolution, norm and ReLU; if separable, first all of it over space, then over time."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        size: Triple,
+        stride: Triple = (1, 1, 1),
+        padding: Padding | None = None,
+        *,
+        separable: bool = False,
+        dtype: jnp.dtype | None,
+        **options,
+    ):
+        conv = functools.partial(Conv3D, dtype=dtype, **options)
+        if separable and size[0] > 1:
+            convs = [
+                conv(in_channels, out_channels, (1, *size[1:]), (1, *stride[1:])),
+                conv(out_channels, out_channels, (size[0], 1, 1), (stride[0], 1, 1)),
+            ]
+        else:
+            convs = [conv(in_channels, out_channels, size, stride, padding)]
+        self.convs = nnx.List(convs)
+        self.norms = nnx.List(
+            [BatchNorm(out_channels, statistics="torch", dtype=dtype) for _ in convs]
+        )
+
+    def __call__(self, x_BTHWC: jax.Array) -> jax.Array:
+        """Maps (B, T, H, W, C) to (B, T', H', W', C')."""
+        for conv, norm in zip(self.convs, self.norms, strict=True):
+            x_BTHWC = nnx.relu(norm(conv(x_BTHWC)))
+        return x_BTHWC
+
+
+class SelfGate(nnx.Module):
+    """Weighs each channel by what the whole clip holds (Xie et al., 2018, arXiv:1712.04851)."""
+
+    def __init__(self, channels: int, *, rngs: nnx.Rngs):
+        bound = 1 / math.sqrt(channels)
+        self.dense = nnx.Linear(
+            channels,
+            channels,
+            kernel_init=INITIALIZERS["uniform"],
+            bias_init=lambda *args: jax.random.uniform(*args, minval=-bound, maxval=bound),
+            rngs=rngs,
+        )
+
+    def __call__(self, x_BTHWC: jax.Array) -> jax.Array:
+        """Returns x_BTHWC times a factor in (0, 1) per clip and channel."""
+        gate_BC = nnx.sigmoid(self.dense(spatial_mean(x_BTHWC)))
+        return x_BTHWC * gate_BC[:, None, None, None].astype(x_BTHWC.dtype)
+
+
+class InceptionBlock(nnx.Module):
+    """Four branches side by side, each gated if `gated`; attributes have the published names."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        channels: Sequence[int],
+        unit: Callable[..., ConvUnit],
+        *,
+        separable: bool,
+        gated: bool,
+        rngs: nnx.Rngs,
+    ):
+        b0, b1_a, b1_b, b2_a, b2_b, b3_b = channels
+        self.conv_b0 = unit(in_channels, b0, (1, 1, 1))
+        self.conv_b1_a = unit(in_channels, b1_a, (1, 1, 1))
+        self.conv_b1_b = unit(b1_a, b1_b, (3, 3, 3), separable=separable)
+        self.conv_b2_a = unit(in_channels, b2_a, (1, 1, 1))
+        self.conv_b2_b = unit(b2_a, b2_b, (3, 3, 3), separable=separable)
+        self.conv_b3_b = unit(in_channels, b3_b, (1, 1, 1))
+        widths = (b0, b1_b, b2_b, b3_b)
+        self.gates = nnx.List([SelfGate(width, rngs=rngs) for width in widths] if gated else [])
+        self.out_channels = sum(widths)
+
+    def __call__(self, x_BTHWC: jax.Array) -> jax.Array:
+        """Maps (B, T, H, W, C) to (B, T, H, W, out_channels)."""
+        pooled = max_pool(x_BTHWC, (3, 3, 3), (1, 1, 1))
+        branches = [
+            self.conv_b0(x_BTHWC),
+            self.conv_b1_b(self.conv_b1_a(x_BTHWC)),
+            self.conv_b2_b(self.conv_b2_a(x_BTHWC)),
+            self.conv_b3_b(pooled),
+        ]
+        if self.gates:
+            branches = [gate(x) for gate, x in zip(self.gates, branches, strict=True)]
+        return jnp.concatenate(branches, -1)
+
+
+class InceptionV1(nnx.Module):
+    """The network behind the stem, and how it is run; see its subclasses.
+
+    Args:
+        stem: makes `conv1`, which has 64 output channels, of a factory of `ConvUnit`.
+        separable: whether 3x3x3 convolutions are made of 1x3x3 and 3x1x1.
+        gated: whether feature maps are self-gated.
+        pooling: where pools begin, see `max_pool`.
+        convolution: see `convolve`; None takes what is quicker on the machine.
+        initializer: of convolutions, "uniform" (PyTorch's default) or "kaiming_normal".
+        dtype: compute dtype; None follows inputs and parameters.
+        remat: recompute each block in the backward pass instead of storing its activations.
+        rngs: source of the initial weights.
+    """
+
+    def __init__(
+        self,
+        stem: Callable[[Callable[..., ConvUnit]], ConvUnit],
+        *,
+        separable: bool,
+        gated: bool,
+        pooling: str,
+        convolution: str | None,
+        initializer: str,
+        dtype: jnp.dtype | None,
+        remat: bool,
+        rngs: nnx.Rngs,
+    ):
+        self.pooling = chosen("pooling", pooling, POOLINGS)
+        self.remat = remat
+        if convolution is not None:
+            chosen("convolution", convolution, CONVOLUTIONS)
+        unit = functools.partial(
+            ConvUnit,
+            convolution=convolution,
+            kernel_init=INITIALIZERS[chosen("initializer", initializer, tuple(INITIALIZERS))],
+            dtype=dtype,
+            rngs=rngs,
+        )
+        self.conv1 = stem(unit)
+        self.conv_2b = unit(64, 64, (1, 1, 1))
+        self.conv_2c = unit(64, 192, (3, 3, 3), separable=separable)
+        self.gating = SelfGate(192, rngs=rngs) if gated else None
+        channels = 192
+        blocks = {}
+        for name, widths in BLOCKS.items():
+            blocks[name] = InceptionBlock(
+                channels, widths, unit, separable=separable, gated=gated, rngs=rngs
+            )
+            channels = blocks[name].out_channels
+        self.blocks = nnx.Dict(blocks)
+        self.num_features = channels
+
+    def _stem(self, video_BTHWC: jax.Array) -> jax.Array:
+        return self._run(self.conv1, video_BTHWC)
+
+    def _run(self, block: nnx.Module, x_BTHWC: jax.Array) -> jax.Array:
+        if self.remat:
+            return nnx.remat(lambda block, x: block(x))(block, x_BTHWC)
+        return block(x_BTHWC)
+
+    def endpoints(self, video_BTHWC: jax.Array) -> dict[str, jax.Array]:
+        """Feature maps (B, t, h, w, C) in order: "conv1", "maxpool_2a", ..., "mixed_5c"."""
+        x = self._stem(video_BTHWC)
+        found = {"conv1": x}
+        stages = {"conv_2b": self.conv_2b, "conv_2c": self.conv_2c}
+        if self.gating is not None:
+            stages["gating"] = self.gating
+        for name, stage in (stages | dict(self.blocks)).items():
+            if name in POOLS:
+                pool, size, stride = POOLS[name]
+                x = found[pool] = max_pool(x, size, stride, self.pooling)
+            x = found[name] = self._run(stage, x)
+        return found
+
+    def __call__(self, video_BTHWC: jax.Array) -> jax.Array:
+        """Embeds videos (B, T, H, W, 3) with values in [0, 1] as (B, 1024), at least float32."""
+        return spatial_mean(self.endpoints(video_BTHWC)["mixed_5c"])

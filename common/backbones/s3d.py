@@ -1,0 +1,91 @@
+"""S3D-G: Inception-v1 for video with separable convolutions and self-gating."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from common.backbones.inception import ConvUnit, InceptionV1, chosen
+from common.errors import UserError
+
+STEMS = ("plain", "space_to_depth", "space_to_depth_torch")
+
+
+def space_to_depth(video_BTHWC: jax.Array) -> jax.Array:
+    """Moves blocks of 2x2x2 into the channels: (B, T/2, H/2, W/2, 8 C).
+
+    The order of the new channels is frame, row, column, colour.
+
+    Raises:
+        UserError: T, H or W is odd.
+    """
+    batch, *sizes, channels = video_BTHWC.shape
+    if any(size % 2 for size in sizes):
+        raise UserError(
+            f"A video of {sizes[0]} frames of {sizes[1]}x{sizes[2]} pixels cannot be cut into "
+            "2x2x2 blocks. With a space-to-depth stem all three must be even; stem='plain' takes "
+            "any."
+        )
+    t, h, w = (size // 2 for size in sizes)
+    blocks = video_BTHWC.reshape(batch, t, 2, h, 2, w, 2, channels)
+    return blocks.transpose(0, 1, 3, 5, 2, 4, 6, 7).reshape(batch, t, h, w, 8 * channels)
+
+
+class S3D(InceptionV1):
+    """S3D with self-gating (Xie et al., 2018, arXiv:1712.04851), the video network of MIL-NCE.
+
+    It is convolutional in time and space: it takes clips of any length and size.
+
+    Args:
+        stem: "plain" is a 3x7x7 convolution at stride 2, as the published training code builds.
+            "space_to_depth" is a 2x4x4 convolution on blocks of 2x2x2, as in the released weights;
+            T, H and W must be even. "space_to_depth_torch" differs in training only: the published
+            PyTorch code computes one plane, row and column more and drops them after the norm, so
+            that its batch statistics include them; DeepMind's original has none of that.
+        pooling: "same" as the original, "torch" as the published PyTorch code; they differ where a
+            pool meets an odd number of frames, rows or columns, see `convolution_3d.max_pool`.
+        convolution: "joint" or "folded", the same numbers at another speed, see
+            `convolution_3d.convolve`; None takes what is quicker on the machine.
+        initializer: of convolutions, "uniform" (PyTorch's default) or "kaiming_normal".
+        dtype: compute dtype; None follows inputs and parameters. Norms and gates are float32.
+        remat: recompute each block in the backward pass instead of storing its activations.
+        rngs: source of the initial weights.
+    """
+
+    def __init__(
+        self,
+        stem: str = "plain",
+        pooling: str = "same",
+        convolution: str | None = None,
+        *,
+        initializer: str = "uniform",
+        dtype: jnp.dtype | None = None,
+        remat: bool = False,
+        rngs: nnx.Rngs,
+    ):
+        self.stem = chosen("stem", stem, STEMS)
+        super().__init__(
+            self._make_stem,
+            separable=True,
+            gated=True,
+            pooling=pooling,
+            convolution=convolution,
+            initializer=initializer,
+            dtype=dtype,
+            remat=remat,
+            rngs=rngs,
+        )
+
+    def _make_stem(self, unit) -> ConvUnit:
+        if self.stem == "plain":
+            # Symmetric, unlike "SAME", which has one zero less before at even sizes.
+            return unit(3, 64, (3, 7, 7), (2, 2, 2), ((1, 1), (3, 3), (3, 3)))
+        padding = None if self.stem == "space_to_depth" else ((1, 1), (2, 2), (2, 2))
+        return unit(24, 64, (2, 4, 4), padding=padding)
+
+    def _stem(self, video_BTHWC: jax.Array) -> jax.Array:
+        if self.stem == "plain":
+            return self._run(self.conv1, video_BTHWC)
+        x = self._run(self.conv1, space_to_depth(video_BTHWC))
+        return x if self.stem == "space_to_depth" else x[:, 1:, 1:, 1:]
