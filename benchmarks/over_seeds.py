@@ -68,8 +68,8 @@ def measure(
 def summarise(runs: Sequence[Mapping[str, Rows]], tasks: Mapping[str, str]) -> list[list[str]]:
     """Returns heading and rows of the table: top-1 in percent by features and task.
 
-    Several runs give the mean over seeds with Student's t interval; a single run, and the raw
-    input, which has no seed, the bootstrap interval over test videos.
+    Several runs give the mean over seeds with Student's t interval; a single run, and what is the
+    same in all of them, the bootstrap interval over test videos.
 
     Args:
         runs: by seed, the rows of each task.
@@ -87,7 +87,7 @@ def summarise(runs: Sequence[Mapping[str, Rows]], tasks: Mapping[str, str]) -> l
                 for row in run[task]
                 if row["features"] == features
             ]
-            seedless = features == "pixels" or len(found) == 1
+            seedless = len({interval.value for interval in found}) == 1
             mean = found[0] if seedless else over_seeds([interval.value for interval in found])
             cells.append(mean.percent())
         table.append([title, *cells])

@@ -23,6 +23,7 @@ never reports success. The second signal ends the process at once.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import logging
@@ -40,7 +41,7 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
-from common import attachments, checkpoint, collapse, hosts, optimizers, sharding
+from common import attachments, checkpoint, collapse, hosts, locks, optimizers, sharding
 from common import clock as clock_lib
 from common import config as config_lib
 from common import metrics as metrics_lib
@@ -103,6 +104,16 @@ def train(
     """
     workdir = pathlib.Path(workdir)
     program = build(method, config)
+    with contextlib.ExitStack() as stack:
+        if hosts.is_first():
+            taken = f"Another process trains in {workdir}; wait for it, stop it or name another."
+            stack.enter_context(locks.exclusive(workdir / ".lock", taken))
+        return _train(program, workdir, data)
+
+
+def _train(program: Program, workdir: pathlib.Path, data: Data) -> state_lib.TrainState:
+    """Starts or continues the run in a folder that is this process's own."""
+    config = program.config
     config_lib.claim(config, workdir)
     attachments.keep(config, workdir)
     checkpoints = checkpoint.Checkpoints(workdir, config)

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import fcntl
 import json
 import math
 import os
@@ -22,6 +21,7 @@ import pathlib
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+from common import locks
 from common.data import convert, shards, tables
 from common.errors import UserError
 
@@ -271,19 +271,12 @@ def exclusive(folder: str | os.PathLike) -> Iterator[None]:
     Raises:
       UserError: another ingest is writing there, or the folder cannot be written.
     """
-    path = pathlib.Path(folder, _HIDDEN, "lock")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        file = open(path, "w")  # noqa: SIM115 - closed below
-    except OSError as error:
-        raise UserError(f"--output={folder} cannot be written: {error}") from error
-    with file:
+    taken = f"Another ingest is writing to {folder}; wait for it, or stop it first."
+    with contextlib.ExitStack() as stack:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise UserError(
-                f"Another ingest is writing to {folder}; wait for it, or stop it first."
-            ) from None
+            stack.enter_context(locks.exclusive(pathlib.Path(folder, _HIDDEN, "lock"), taken))
+        except OSError as error:
+            raise UserError(f"--output={folder} cannot be written: {error}") from error
         yield
 
 

@@ -16,7 +16,7 @@ import toy_method
 from tensorboard.compat.proto import event_pb2
 from toy_method import Toy, ToyData, get_config, losses, same_bits
 
-from common import checkpoint, collapse, loop
+from common import checkpoint, collapse, locks, loop
 from common import clock as clock_lib
 from common.data import shards
 from common.errors import UserError
@@ -197,6 +197,14 @@ def test_another_configuration_is_refused_before_anything_is_done(whole_run):
     with pytest.raises(UserError, match=r"config\.optimizer\.learning_rate: 0\.05 there, 1\.0 now"):
         loop.train(Toy(), get_config(optimizer__learning_rate=1.0), whole_run[0], ToyData())
     assert {p: p.read_bytes() for p in whole_run[0].rglob("*") if p.is_file()} == before
+
+
+def test_two_runs_do_not_share_a_folder(tmp_path):
+    before = set(tmp_path.iterdir())
+    with locks.exclusive(tmp_path / ".lock", "held by the test"):
+        with pytest.raises(UserError, match="Another process trains in"):
+            loop.train(Toy(), get_config(), tmp_path, ToyData())
+        assert set(tmp_path.iterdir()) - before == {tmp_path / ".lock"}
 
 
 def test_collapsed_embeddings_are_told_from_spread_ones():
