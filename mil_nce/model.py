@@ -11,6 +11,7 @@ import numpy as np
 from flax import nnx
 
 from common.backbones.i3d import I3D
+from common.backbones.initializers import torch_linear
 from common.backbones.s3d import S3D
 from common.backbones.tsm_resnet import TSMResNet
 from common.errors import UserError
@@ -56,7 +57,7 @@ class MilNceModel(nnx.Module):
         network, keys = _BACKBONES[video.backbone]
         settings = {key: video[key] for key in keys}
         self.video = network(**settings, dtype=compute_dtype, remat=remat, rngs=rngs)
-        self.video_projection = nnx.Linear(
+        self.video_projection = torch_linear(
             self.video.num_features, config.embedding_dim, dtype=compute_dtype, rngs=rngs
         )
         self.text = TextTower(

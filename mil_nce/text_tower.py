@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from common.backbones.initializers import torch_linear
 from common.data.text import PADDING
 
 
@@ -57,8 +56,8 @@ class TextTower(nnx.Module):
         if vectors_VD is not None:
             table_VD = table_VD.at[: len(vectors_VD)].set(vectors_VD)
         self.words = (Frozen if frozen else nnx.Param)(table_VD)
-        self.hidden = _dense(word_dim, hidden, dtype, rngs)
-        self.output = _dense(hidden, embedding_dim, dtype, rngs)
+        self.hidden = torch_linear(word_dim, hidden, dtype=dtype, rngs=rngs)
+        self.output = torch_linear(hidden, embedding_dim, dtype=dtype, rngs=rngs)
 
     def __call__(self, ids_NW: jax.Array) -> jax.Array:
         """Embeds sentences (N, W) of ids, 0 for padding, as (N, D), at least float32.
@@ -71,15 +70,3 @@ class TextTower(nnx.Module):
             said_NWH = jnp.where((ids_NW != PADDING)[..., None], said_NWH, 0)
         embedding_ND = self.output(said_NWH.max(axis=1))
         return embedding_ND.astype(jnp.promote_types(embedding_ND.dtype, jnp.float32))
-
-
-def _dense(inputs: int, outputs: int, dtype: jnp.dtype | None, rngs: nnx.Rngs) -> nnx.Linear:
-    """A dense layer that begins as PyTorch's: all uniform within 1 / sqrt(inputs)."""
-    bound = 1 / math.sqrt(inputs)
-
-    def uniform(key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype) -> jax.Array:
-        return jax.random.uniform(key, shape, dtype, -bound, bound)
-
-    return nnx.Linear(
-        inputs, outputs, kernel_init=uniform, bias_init=uniform, dtype=dtype, rngs=rngs
-    )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Callable, Sequence
 
 import jax
@@ -12,6 +11,7 @@ from flax import nnx
 
 from common.backbones.batch_norm import BatchNorm
 from common.backbones.convolution_3d import CONVOLUTIONS, Conv3D, Padding, Triple, max_pool
+from common.backbones.initializers import torch_linear
 from common.backbones.resnet_blocks import spatial_mean
 from common.errors import UserError
 
@@ -89,14 +89,7 @@ class SelfGate(nnx.Module):
     """Weighs each channel by what the whole clip holds (Xie et al., 2018, arXiv:1712.04851)."""
 
     def __init__(self, channels: int, *, rngs: nnx.Rngs):
-        bound = 1 / math.sqrt(channels)
-        self.dense = nnx.Linear(
-            channels,
-            channels,
-            kernel_init=INITIALIZERS["uniform"],
-            bias_init=lambda *args: jax.random.uniform(*args, minval=-bound, maxval=bound),
-            rngs=rngs,
-        )
+        self.dense = torch_linear(channels, channels, rngs=rngs)
 
     def __call__(self, x_BTHWC: jax.Array) -> jax.Array:
         """Returns x_BTHWC times a factor in (0, 1) per clip and channel."""

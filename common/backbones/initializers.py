@@ -1,4 +1,4 @@
-"""Parameter initialisers."""
+"""How parameters begin."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 
 import jax
+from flax import nnx
 
 
 def truncated_fan_in(key: jax.Array, shape: Sequence[int], dtype=None) -> jax.Array:
@@ -25,3 +26,24 @@ def truncated_fan_in(key: jax.Array, shape: Sequence[int], dtype=None) -> jax.Ar
     """
     deviation = 1 / math.sqrt(math.prod(shape[:-1]))
     return deviation * jax.random.truncated_normal(key, -2.0, 2.0, tuple(shape), dtype)
+
+
+def torch_linear(
+    in_features: int,
+    out_features: int,
+    *,
+    dtype: jax.typing.DTypeLike | None = None,
+    rngs: nnx.Rngs,
+) -> nnx.Linear:
+    """A dense layer that begins as PyTorch's: weights and biases uniform within 1/sqrt(inputs).
+
+    ``dtype`` is that of its arithmetic; None follows inputs and parameters.
+    """
+    bound = 1 / math.sqrt(in_features)
+
+    def uniform(key: jax.Array, shape: Sequence[int], dtype: jax.typing.DTypeLike) -> jax.Array:
+        return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+    return nnx.Linear(
+        in_features, out_features, kernel_init=uniform, bias_init=uniform, dtype=dtype, rngs=rngs
+    )
