@@ -44,10 +44,11 @@ def embeddings(clips, candidates, seed=0, dim=8, scale=1.0):
     return [jnp.asarray(root * random.standard_normal(shape), jnp.float32) for shape in shapes]
 
 
-def assert_equal(ours, other, rtol=1e-5):
+def assert_equal(ours, other, rtol=1e-5, atol=0.0):
     for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(other), strict=True):
         assert a.dtype == b.dtype
-        np.testing.assert_allclose(a, b, rtol=rtol, atol=rtol * float(np.abs(b).max()))
+        allowed = max(atol, rtol * float(np.abs(b).max()))
+        np.testing.assert_allclose(a, b, rtol=rtol, atol=allowed)
 
 
 # What was published.
@@ -106,7 +107,8 @@ def test_neither_the_order_of_clips_nor_that_of_candidates_matters(
     loss, metrics = mil_nce_loss(video_BD, text_BKD, positives, block=4)
     clip_B, candidate_K = random.permutation(clips), random.permutation(candidates)
     shuffled = mil_nce_loss(video_BD[clip_B], text_BKD[clip_B][:, candidate_K], positives, block=4)
-    assert_equal((loss, metrics), shuffled)
+    # Scores are of order 1, and their mean may be as near to 0 as it likes.
+    assert_equal((loss, metrics), shuffled, atol=1e-5)
 
 
 @settings(max_examples=20, deadline=None)
