@@ -23,6 +23,9 @@ _SHORTFALL = 0.05  # share of the declared duration that may be missing at the e
 _SHORTFALL_MIN = 0.5  # ...or seconds, whichever is more
 _MAX_BAD_PACKETS = 0.01  # share of packets that may fail to decode
 
+# Before version 19, PyAV fails at metadata in other encodings than UTF-8 unless told otherwise.
+_LENIENT = {"metadata_errors": "ignore"} if int(av.__version__.split(".")[0]) < 19 else {}
+
 av.logging.set_level(av.logging.PANIC)  # failures are reported by file, with their reason
 
 
@@ -60,9 +63,7 @@ def open_media(path: str | os.PathLike) -> Iterator[av.container.InputContainer]
         raise Unreadable("the file is empty (0 bytes)")
     with open(path, "rb") as file:  # a file object: PyAV takes names in UTF-8 only
         try:
-            container = av.open(
-                file, metadata_errors="ignore", options={"protocol_whitelist": "file"}
-            )
+            container = av.open(file, options={"protocol_whitelist": "file"}, **_LENIENT)
         except (av.FFmpegError, ValueError) as error:
             raise Unreadable(f"not a media file that can be read ({_reason(error)})") from error
         with container:
