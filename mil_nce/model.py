@@ -79,8 +79,7 @@ class MilNceModel(nnx.Module):
 
     def embed_text(self, ids_BW: jax.Array) -> jax.Array:
         """Embeds sentences, given as ids of words, in the joint space: (B, D)."""
-        embedding_BD = self.text(ids_BW)
-        return embedding_BD.astype(jnp.promote_types(embedding_BD.dtype, jnp.float32))
+        return self.text(ids_BW)
 
     def __call__(self, inputs: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
         """Embeds clips and all their candidate narrations.

@@ -136,17 +136,22 @@ def ranks_from_embeddings(
             )
     # A matrix product may round equal columns differently by where they stand, which would break
     # their tie in favour of one; so each distinct row is scored once.
-    first_of: dict[bytes, int] = {}
-    place_M = np.array([first_of.setdefault(row.tobytes(), len(first_of)) for row in candidates_MD])
-    _, first_U = np.unique(place_M, return_index=True)
-    distinct_DU = candidates_MD[first_U].astype(np.float64).T
-    repeated = len(first_U) < len(candidates_MD)
+    distinct_UD, place_M = distinct(candidates_MD)
+    repeated = len(distinct_UD) < len(candidates_MD)
 
     def scores(first: int, end: int) -> np.ndarray:
-        scores_BU = queries_ND[first:end].astype(np.float64) @ distinct_DU
+        scores_BU = queries_ND[first:end].astype(np.float64) @ distinct_UD.T
         return scores_BU[:, place_M] if repeated else scores_BU
 
     return _ranks(scores, len(queries_ND), len(candidates_MD), right, block_rows)
+
+
+def distinct(rows_ND: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Returns each different row once, float64 (U, D), and which of them every row is, int (N,)."""
+    first_of: dict[bytes, int] = {}
+    place_N = np.array([first_of.setdefault(row.tobytes(), len(first_of)) for row in rows_ND])
+    _, first_U = np.unique(place_N, return_index=True)
+    return rows_ND[first_U].astype(np.float64), place_N
 
 
 def outcome(

@@ -168,7 +168,6 @@ def _means(found: Features) -> np.ndarray:
 
 def _scores(queries_ND: np.ndarray, candidates_MD: np.ndarray) -> np.ndarray:
     """Returns inner products, float64 (N, M); those of equal rows are equal to the last bit."""
-    queries_UD, query_N = np.unique(queries_ND, axis=0, return_inverse=True)
-    candidates_VD, candidate_M = np.unique(candidates_MD, axis=0, return_inverse=True)
-    scores_UV = queries_UD.astype(np.float64) @ candidates_VD.astype(np.float64).T
-    return scores_UV[query_N.reshape(-1)][:, candidate_M.reshape(-1)]
+    queries_UD, query_N = retrieval.distinct(queries_ND)
+    candidates_VD, candidate_M = retrieval.distinct(candidates_MD)
+    return (queries_UD @ candidates_VD.T)[query_N][:, candidate_M]

@@ -227,7 +227,7 @@ def save(path: str | os.PathLike, contents: Mapping[str, Any]) -> None:
 
 
 def _ordered(value: Any) -> Any:
-    """Copies containers; mappings become plain dictionaries, arrays little-endian."""
+    """Copies containers; mappings become plain dictionaries."""
     if isinstance(value, Mapping):
         return {key: _ordered(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):

@@ -1,4 +1,3 @@
-import contextlib
 import io
 import json
 import subprocess
@@ -9,8 +8,8 @@ import numpy as np
 import pytest
 import tiny_brave
 import tiny_media
-from absl import flags
 from PIL import Image
+from tool_flags import tool_flags
 
 from common import evaluate, export
 from common.data import records, shards
@@ -60,24 +59,11 @@ def world(tmp_path_factory):
     return folder
 
 
-@contextlib.contextmanager
-def _flags(tool, *arguments):
-    """The tool's flags with these values; gone afterwards."""
-    before = set(flags.FLAGS)
-    tool.define_flags()
-    try:
-        flags.FLAGS([tool.__name__, *map(str, arguments)])
-        yield
-    finally:
-        for name in set(flags.FLAGS) - before:
-            delattr(flags.FLAGS, name)
-
-
 def _evaluate(world, *arguments, train="train", test="test"):
     """Runs the tool on the tiny run in this process; returns what it writes."""
     output = world / f"results-{abs(hash(arguments))}-{train}-{test}.json"
     where = [f"--workdir={world / 'run'}", f"--train={world / train}", f"--test={world / test}"]
-    with _flags(evaluate, *where, f"--output={output}", "--protocol=quick", *arguments):
+    with tool_flags(evaluate, *where, f"--output={output}", "--protocol=quick", *arguments):
         evaluate.main(["evaluate"])
     return json.loads(output.read_text())
 
@@ -131,7 +117,7 @@ def test_a_second_probe_computes_no_features_again(world, monkeypatch):
 
 @pytest.mark.slow
 def test_the_released_protocol_takes_random_training_clips_and_thirty_test_clips(world):
-    with _flags(
+    with tool_flags(
         evaluate, f"--workdir={world / 'run'}", f"--train={world / 'train'}",
         f"--test={world / 'test'}", "--encoder=video", "--protocol=released", "--C=0.01",
         f"--features={world / 'features'}",
@@ -147,11 +133,11 @@ def test_the_released_protocol_takes_random_training_clips_and_thirty_test_clips
 
 @pytest.mark.slow
 def test_a_bundle_and_the_run_it_came_from_score_the_same(world, tmp_path):
-    with _flags(export, f"--workdir={world / 'run'}", f"--output={tmp_path / 'bundle'}"):
+    with tool_flags(export, f"--workdir={world / 'run'}", f"--output={tmp_path / 'bundle'}"):
         export.main(["export"])
     expected = _evaluate(world, "--encoder=video", "--C=0.01")
     output = tmp_path / "results.json"
-    with _flags(
+    with tool_flags(
         evaluate, f"--bundle={tmp_path / 'bundle'}", f"--train={world / 'train'}",
         f"--test={world / 'test'}", "--encoder=video", "--C=0.01", "--protocol=quick",
         f"--output={output}",
@@ -165,7 +151,7 @@ def test_a_bundle_and_the_run_it_came_from_score_the_same(world, tmp_path):
 @pytest.mark.slow
 def test_published_weights_are_written_read_and_evaluated(world, tmp_path):
     published = tmp_path / "weights.npy"
-    with _flags(
+    with tool_flags(
         export, f"--workdir={world / 'run'}", "--format=published", f"--output={published}"
     ):
         export.main(["export"])
@@ -173,7 +159,7 @@ def test_published_weights_are_written_read_and_evaluated(world, tmp_path):
     page.write_text("import tiny_brave\n\ndef get_config():\n    return tiny_brave.get_config()\n")
     expected = _evaluate(world, "--encoder=video", "--C=0.01")
     output = tmp_path / "results.json"
-    with _flags(
+    with tool_flags(
         evaluate, f"--checkpoint={published}", f"--config={page}", f"--train={world / 'train'}",
         f"--test={world / 'test'}", "--encoder=video", "--C=0.01", "--protocol=quick",
         f"--output={output}",
@@ -240,7 +226,7 @@ def test_a_mistake_is_answered_with_what_to_do(world, arguments, message):
     for split in ("--train", "--test"):
         if split not in given:
             arguments.append(f"{split}={world / split[2:]}")
-    with _flags(evaluate, *arguments), pytest.raises(UserError, match=message):
+    with tool_flags(evaluate, *arguments), pytest.raises(UserError, match=message):
         evaluate.main(["evaluate"])
 
 
@@ -255,12 +241,12 @@ def test_splits_without_labels_or_records_are_mistakes(world):
 
 def test_an_export_overwrites_nothing_and_says_what_is_wrong(world, tmp_path):
     run = f"--workdir={world / 'run'}"
-    with _flags(export, run, f"--output={tmp_path}"), pytest.raises(UserError, match="exists"):
+    with tool_flags(export, run, f"--output={tmp_path}"), pytest.raises(UserError, match="exists"):
         export.main(["export"])
     results = tmp_path / "results.json"
     results.write_text("{}")
     wrong = [run, f"--output={tmp_path / 'b'}", f"--results={results}"]
-    with _flags(export, *wrong), pytest.raises(UserError, match="not what common.evaluate"):
+    with tool_flags(export, *wrong), pytest.raises(UserError, match="not what common.evaluate"):
         export.main(["export"])
     assert not (tmp_path / "b").exists()
 

@@ -1,6 +1,5 @@
 """Captions find clips and clips captions: the command's numbers are those anyone gets by hand."""
 
-import contextlib
 import json
 import pathlib
 import re
@@ -13,7 +12,7 @@ import pytest
 import tiny_brave
 import tiny_media
 import tiny_mil_nce
-from absl import flags
+from tool_flags import tool_flags
 
 from common import export, ingest, loop, methods, retrieve
 from common.data import pipeline, records, shards
@@ -33,19 +32,6 @@ TEXTS = [text for texts in CAPTIONS.values() for text in texts]
 CLIP_OF_TEXT = [number for number, texts in enumerate(CAPTIONS.values()) for _ in texts]
 
 
-@contextlib.contextmanager
-def _flags(tool, *arguments):
-    """The tool's flags with these values; gone afterwards."""
-    before = set(flags.FLAGS)
-    tool.define_flags()
-    try:
-        flags.FLAGS([tool.__name__, *map(str, arguments)])
-        yield
-    finally:
-        for name in set(flags.FLAGS) - before:
-            delattr(flags.FLAGS, name)
-
-
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
     """Five files, their records, a run of two steps on these, and its bundle elsewhere."""
@@ -56,7 +42,7 @@ def world(tmp_path_factory):
     (folder / "table.jsonl").write_text("\n".join(lines))
     options = ("--split=test", "--audio_rate=0", "--workers=1", "--short_side=48")
     source = (f"--source={folder / 'table.jsonl'}", f"--output={folder / 'records'}")
-    with _flags(ingest, *source, *options):
+    with tool_flags(ingest, *source, *options):
         assert not ingest.main(["ingest"])
     words = tiny_mil_nce.write_vocabulary(folder / "words.txt")
     config = tiny_mil_nce.get_config(
@@ -66,7 +52,7 @@ def world(tmp_path_factory):
     )
     method = methods.create(config)
     loop.train(method, config, folder / "run", pipeline.TrainData(config, method.views))
-    with _flags(export, f"--workdir={folder / 'run'}", f"--output={folder / 'exported'}"):
+    with tool_flags(export, f"--workdir={folder / 'run'}", f"--output={folder / 'exported'}"):
         export.main(["export"])
     (folder / "exported").rename(folder / "bundle")
     words.unlink()
@@ -78,7 +64,7 @@ def _retrieve(world, *arguments, place="--workdir={}/run", test="records/test"):
     output = world / "results.json"
     output.unlink(missing_ok=True)
     given = (place.format(world), f"--test={world / test}", f"--output={output}", *arguments)
-    with _flags(retrieve, *given):
+    with tool_flags(retrieve, *given):
         retrieve.main(["retrieve"])
     return json.loads(output.read_text())
 
@@ -293,7 +279,7 @@ def test_the_command_works_and_its_help_is_quick(world):
     done = subprocess.run([*command, *given], cwd=root, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "text to video" in done.stdout
-    loaded = "import common.retrieve as r, sys; r.define_flags(); print(sorted(sys.modules))"
+    loaded = "import common.retrieve as r, sys; r.definetool_flags(); print(sorted(sys.modules))"
     done = subprocess.run([sys.executable, "-c", loaded], cwd=root, capture_output=True, text=True)
     for slow in ("jax", "flax", "tensorflow"):
         assert f"'{slow}'" not in done.stdout
