@@ -5,10 +5,10 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-quick lint clean
+.PHONY: help demo demo-mil-nce test test-quick lint clean
 
 help:  ## what can be made
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
 $(INSTALLED): setup.py
 	@echo "Making a virtual environment in $(VENV) (a few minutes the first time)"
@@ -20,7 +20,10 @@ $(INSTALLED): setup.py
 	@touch $@
 
 demo: $(INSTALLED)  ## mp4 files to a trained, evaluated, exported model and a report; VIDEOS=folder for your own
-	@$(BIN)/python -m common.demo --output=$(or $(OUTPUT),runs/demo) $(if $(VIDEOS),--videos='$(VIDEOS)')
+	@$(BIN)/python -m brave.demo --output=$(or $(OUTPUT),runs/demo) $(if $(VIDEOS),--videos='$(VIDEOS)')
+
+demo-mil-nce: $(INSTALLED)  ## narrated videos to a model that finds clips by text; VIDEOS=, NARRATIONS= for your own
+	@$(BIN)/python -m mil_nce.demo --output=$(or $(OUTPUT),runs/demo_mil_nce) $(if $(VIDEOS),--videos='$(VIDEOS)') $(if $(NARRATIONS),--narrations='$(NARRATIONS)')
 
 test: $(INSTALLED)  ## every test
 	@$(BIN)/python -m pytest -q -n auto --dist loadfile --durations=15

@@ -7,14 +7,12 @@ import os
 import pathlib
 import platform
 import shlex
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from common.demo import shorter_run
-from common.errors import UserError
+from common.stages import Stages, shorter_run
 
 FEATURES = {"trained": "BraVe", "random": "untrained network", "pixels": "raw input"}
 
@@ -22,25 +20,19 @@ Rows = Sequence[Mapping[str, Any]]
 """The rows of one evaluation, as ``common.evaluate`` writes them."""
 
 
-def run(title: str, *module_and_flags: str) -> None:
-    """Runs ``python -m MODULE FLAGS...``; raises `UserError` where it fails."""
-    print(f"\n{title}\n    python -m {shlex.join(module_and_flags)}", flush=True)
-    began = time.monotonic()
-    status = subprocess.run([sys.executable, "-m", *module_and_flags], check=False).returncode
-    if status:
-        raise UserError(
-            f"{title} ended with status {status}; its message is above. What was made so far is "
-            "kept: mend the cause and run the same command again."
-        )
-    print(f"    {time.monotonic() - began:.0f} s", flush=True)
-
-
-def train(config: str, workdir: pathlib.Path, seed: int, source: pathlib.Path, steps: int) -> None:
+def train(
+    config: str,
+    workdir: pathlib.Path,
+    seed: int,
+    source: pathlib.Path,
+    steps: int,
+    *overrides: str,
+) -> None:
     """Trains one run, or continues it; 0 steps keep the config's."""
-    run(
+    Stages().run(
         f"Training with seed {seed}",
         "common.train", f"--config={config}", f"--workdir={workdir}", f"--config.seed={seed}",
-        f"--config.data.train={source}", *shorter_run(steps),
+        f"--config.data.train={source}", *shorter_run(steps), *overrides,
     )  # fmt: skip
 
 
@@ -60,7 +52,11 @@ def measure(
     """
     began = time.monotonic()
     runs = [train_seed(seed) for seed in range(seeds)]
-    text = report(runs, tasks, (time.monotonic() - began) / 60)
+    keep(report(summarise(runs, tasks), seeds, (time.monotonic() - began) / 60), output)
+
+
+def keep(text: str, output: pathlib.Path) -> None:
+    """Prints a report and writes it to ``output/table.md``."""
     (output / "table.md").write_text(text + "\n")
     print("\n" + text + f"\n\nKept in {output / 'table.md'}.")
 
@@ -101,16 +97,15 @@ def summarise(runs: Sequence[Mapping[str, Rows]], tasks: Mapping[str, str]) -> l
     return table
 
 
-def report(runs: Sequence[Mapping[str, Rows]], tasks: Mapping[str, str], minutes: float) -> str:
-    """Returns machine, command and table as Markdown."""
-    rows = summarise(runs, tasks)
+def report(rows: Sequence[Sequence[str]], seeds: int, minutes: float) -> str:
+    """Returns machine, command and table as Markdown; the first row is the heading."""
     lines = ["| " + " | ".join(row) + " |" for row in rows]
     lines.insert(1, "|" + " --- |" * len(rows[0]))
     module = pathlib.Path(sys.argv[0]).stem
     head = [
         f"Machine: {_machine()}",
         f"Command: python -m benchmarks.{module} {shlex.join(sys.argv[1:])}".rstrip(),
-        f"Training and evaluation of {len(runs)} seeds: {minutes:.0f} minutes (less where a "
+        f"Training and evaluation of {seeds} seeds: {minutes:.0f} minutes (less where a "
         "stopped run was continued)",
         "Intervals are 95%: over seeds where there are several, else over test clips.",
         "",

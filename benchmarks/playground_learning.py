@@ -18,6 +18,7 @@ from absl import flags
 from benchmarks import over_seeds
 from common import launch
 from common.errors import UserError
+from common.stages import Stages
 
 FLAGS = flags.FLAGS
 CONFIG = "configs/brave_demo.py"
@@ -36,13 +37,13 @@ def define_flags() -> None:
 
 def prepare(output: pathlib.Path) -> pathlib.Path:
     """Renders the clips and turns them into records; returns the folder of the records."""
-    over_seeds.run(
+    Stages().run(
         "Rendering the playground",
         "common.data.playground", f"--output={output / 'videos'}", f"--train={FLAGS.train}",
         f"--test={FLAGS.test}", f"--clutter={FLAGS.clutter}",
     )  # fmt: skip
     for split in ("train", "test"):
-        over_seeds.run(
+        Stages().run(
             f"Records of {split}",
             "common.ingest", f"--source={output / 'videos' / split}.jsonl",
             f"--output={output / 'records'}", f"--split={split}", "--audio_rate=16000",
@@ -56,7 +57,7 @@ def train_and_evaluate(records: pathlib.Path, output: pathlib.Path, seed: int) -
     workdir = output / f"seed_{seed}"
     over_seeds.train(CONFIG, workdir, seed, records / "train", FLAGS.steps)
     results = workdir / "results.json"
-    over_seeds.run(
+    Stages().run(
         f"Probing the features of seed {seed}",
         "common.evaluate", f"--workdir={workdir}", f"--train={records / 'train'}",
         f"--test={records / 'test'}", "--protocol=quick", "--sweep", "--baselines=random,pixels",

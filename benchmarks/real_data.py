@@ -23,6 +23,7 @@ from absl import flags
 from benchmarks import over_seeds
 from common import launch
 from common.errors import UserError
+from common.stages import Stages
 
 FLAGS = flags.FLAGS
 CONFIGS = {"difference": "configs/brave_emoji.py", "rgb": "configs/brave_emoji.py:rgb"}
@@ -49,27 +50,14 @@ def prepare(packs: int, workers: int) -> pathlib.Path:
     """
     from benchmarks import real_data_sources as sources
 
-    cache = sources.cache_folder()
-    used = (sources.NAMES, *sources.PACKS[:packs])
-    print("Using, from the npm registry (kept in " + str(cache) + "):")
-    for package in used:
-        print(f"  {package.name} {package.version}, {package.licence} licence")
-    names, *archives = [sources.fetch(package, cache / "packages") for package in used]
-    folder = cache / "emoji" / f"rendering_{sources.RENDERING}"
-    videos = folder / "videos"
-    codes = [
-        code
-        for archive in archives
-        for code in sources.render(archive, videos, workers or os.cpu_count() or 1)
-    ]
-    emojis = sources.catalogue(names)
-    made = folder / f"packs_1_to_{packs}"
-    for name, clips in sources.splits([emojis[code] for code in codes]).items():
+    splits, videos = sources.rendered(packs, workers or os.cpu_count() or 1)
+    made = sources.rendering_folder() / f"packs_1_to_{packs}"
+    for name, clips in splits.items():
         task, _, split = name.partition("_")
         column = task if task in TASKS else "group"
         print(f"  {name}: {len(clips)} clips, {len({clip.concept for clip in clips})} concepts")
         sources.write_table(made / "tables" / f"{name}.jsonl", clips, videos)
-        over_seeds.run(
+        Stages().run(
             f"Records of {name}",
             "common.ingest", f"--source={made / 'tables' / name}.jsonl",
             f"--output={made / 'records' / task}", f"--split={split or 'train'}",
@@ -87,7 +75,7 @@ def train_and_evaluate(records: pathlib.Path, output: pathlib.Path, seed: int) -
     rows = {}
     for task, title in TASKS.items():
         results = workdir / f"{task}.json"
-        over_seeds.run(
+        Stages().run(
             f"Probing the features of seed {seed}: {title}",
             "common.evaluate", f"--workdir={workdir}", f"--train={records / task / 'train'}",
             f"--test={records / task / 'test'}", "--encoder=video", "--baselines=random,pixels",

@@ -357,6 +357,32 @@ def render(archive: pathlib.Path, folder: pathlib.Path, workers: int) -> list[st
     return codes
 
 
+def rendered(packs: int, workers: int) -> tuple[dict[str, list[Emoji]], pathlib.Path]:
+    """Fetches and renders the first packs; returns their `splits` and the folder of CODE.mp4.
+
+    Says what is used, under which licence.
+
+    Raises:
+        Unavailable: the packages cannot be fetched from here.
+        UserError: a package is not the pinned one.
+    """
+    cache = cache_folder()
+    used = (NAMES, *PACKS[:packs])
+    print(f"Using, from the npm registry (kept in {cache}):")
+    for package in used:
+        print(f"  {package.name} {package.version}, {package.licence} licence")
+    names, *archives = [fetch(package, cache / "packages") for package in used]
+    videos = rendering_folder() / "videos"
+    codes = [code for archive in archives for code in render(archive, videos, workers)]
+    emojis = catalogue(names)
+    return splits([emojis[code] for code in codes]), videos
+
+
+def rendering_folder() -> pathlib.Path:
+    """Returns where the clips of this rendering, and what is made of them, are kept."""
+    return cache_folder() / "emoji" / f"rendering_{RENDERING}"
+
+
 def write_table(path: pathlib.Path, emojis: Sequence[Emoji], videos: pathlib.Path) -> None:
     """Writes a jsonl table for ``common.ingest`` with the columns "group" and "concept"."""
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,6 +1,8 @@
 """Embeds files with a bundle: ``python -m common.embed --bundle=DIR --output=OUT.npz FILE ...``.
 
-The output holds ``features``, float32 (N, D), and ``paths`` in the same order.
+A folder stands for all media files below it. The output holds ``features``, float32 (N, D),
+``paths`` in the same order, and the name of the ``encoder``. Made with an encoder that shares a
+space with text, such as MIL-NCE's ``--encoder=video_joint``, it is what `common.search` searches.
 """
 
 from __future__ import annotations
@@ -20,7 +22,9 @@ def define_flags() -> None:
     """Defines the command line."""
     flags.DEFINE_string("bundle", None, "folder made by common.export", required=True)
     flags.DEFINE_string("output", None, ".npz file to make", required=True)
-    flags.DEFINE_enum("encoder", "video", ["video", "audio"], "which encoder embeds the files")
+    flags.DEFINE_string(
+        "encoder", "video", "which encoder embeds the files: video, audio, video_joint, ..."
+    )
 
 
 def main(argv: list[str]) -> None:
@@ -37,14 +41,30 @@ def main(argv: list[str]) -> None:
 
     from common.weights import load_bundle
 
+    files = _files(paths)
     bundle = load_bundle(FLAGS.bundle)
-    embed = bundle.embed_videos if FLAGS.encoder == "video" else bundle.embed_audio
-    features_ND = embed(paths)
+    if FLAGS.encoder == "audio":
+        features_ND = bundle.embed_audio(files)
+    else:
+        features_ND = bundle.embed_videos(files, FLAGS.encoder)
     output.parent.mkdir(parents=True, exist_ok=True)
     partial = output.with_name(f"{output.stem}.partial.npz")
-    np.savez(partial, features=features_ND, paths=np.array(paths))
+    np.savez(partial, features=features_ND, paths=np.array(files), encoder=FLAGS.encoder)
     os.replace(partial, output)
-    print(f"{output}: features {features_ND.shape} of {len(paths)} files")
+    print(f"{output}: features {features_ND.shape} of {len(files)} files")
+
+
+def _files(paths: list[str]) -> list[str]:
+    """Returns the files themselves, in place of folders those below them."""
+    from common.data import tables
+
+    files: list[str] = []
+    for path in paths:
+        if os.path.isdir(path):
+            files += [os.fspath(item.path) for item in tables.read_source(path).items]
+        else:
+            files.append(path)
+    return files
 
 
 if __name__ == "__main__":

@@ -12,8 +12,9 @@ from absl import flags
 
 ROOT = pathlib.Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-TOOLS = ("ingest", "inspect", "vocabulary", "train", "evaluate", "retrieve", "export", "embed")
-TOOLS += ("report", "demo")
+VERBS = ("ingest", "inspect", "vocabulary", "train", "evaluate", "retrieve", "export", "embed")
+VERBS += ("search", "report")
+TOOLS = (*(f"common.{verb}" for verb in VERBS), "brave.demo", "mil_nce.demo")
 
 
 def commands():
@@ -22,7 +23,9 @@ def commands():
     texts += [(path.name, path.read_text()) for path in (ROOT / "configs").glob("*.py")]
     for name, text in texts:
         text = text.replace("\\\n", " ")
-        for found in re.finditer(r"python -m (common\.[\w.]+)((?: +[^\s`|]+)*)", text):
+        for found in re.finditer(
+            r"python -m ((?:common|brave|mil_nce)\.[\w.]+)((?: +[^\s`|]+)*)", text
+        ):
             yield name, found[1], found[2].split("#")[0]
 
 
@@ -69,7 +72,7 @@ def test_help_answers_without_loading_jax_or_tensorflow(tool):
         "import runpy, sys\n"
         f"sys.argv = ['{tool}', '--help']\n"
         "try:\n"
-        f"    runpy.run_module('common.{tool}', run_name='__main__')\n"
+        f"    runpy.run_module('{tool}', run_name='__main__')\n"
         "except SystemExit as end:\n"
         "    assert not end.code, end.code\n"
         "heavy = {'jax', 'tensorflow', 'flax', 'sklearn'} & set(sys.modules)\n"

@@ -16,19 +16,21 @@ from common.data import media, tables
 from common.data.tables import Item
 from common.errors import UserError
 
-SEGMENT_S = 10.0
 HELD_OUT = 5  # one part in so many
 _SHORTEST_S = 1.0  # a last segment that is shorter is joined to the one before
 
 _Row = dict[str, object]
 
 
-def write_tables(videos: pathlib.Path, output: pathlib.Path) -> tuple[dict[str, int], bool]:
+def write_tables(
+    videos: pathlib.Path, output: pathlib.Path, segment_s: float
+) -> tuple[dict[str, int], bool]:
     """Writes ``output/train.jsonl`` and ``output/test.jsonl`` for `common.ingest`.
 
     Args:
         videos: a folder, searched recursively.
         output: folder of the tables.
+        segment_s: length of the clips that longer files become, seconds.
 
     Returns:
         The number of clips by split, and whether at least two labels are on both sides, so that a
@@ -39,7 +41,7 @@ def write_tables(videos: pathlib.Path, output: pathlib.Path) -> tuple[dict[str, 
     """
     items = tables.read_source(videos, labels_from="folder").items
     by_folder = len({item.labels for item in items}) > 1
-    split = _by_file(items) if by_folder else _by_time(items)
+    split = _by_file(items, segment_s) if by_folder else _by_time(items, segment_s)
     if not split["train"]:
         raise UserError(f"{videos} holds no clip to train on.")
     output.mkdir(parents=True, exist_ok=True)
@@ -50,22 +52,22 @@ def write_tables(videos: pathlib.Path, output: pathlib.Path) -> tuple[dict[str, 
     return {name: len(rows) for name, rows in split.items()}, len(seen["train"] & seen["test"]) > 1
 
 
-def _by_file(items: Iterable[Item]) -> dict[str, list[_Row]]:
+def _by_file(items: Iterable[Item], segment_s: float) -> dict[str, list[_Row]]:
     """Holds out every fifth file of each folder, with all its segments."""
     split: dict[str, list[_Row]] = {"train": [], "test": []}
     counts: dict[tuple[str, ...], int] = {}
     for item in items:
         number = counts[item.labels] = counts.get(item.labels, 0) + 1
         name = "train" if number % HELD_OUT else "test"
-        split[name] += [_row(item, *times, item.labels) for times in _segments(item)]
+        split[name] += [_row(item, *times, item.labels) for times in _segments(item, segment_s)]
     return split
 
 
-def _by_time(items: Iterable[Item]) -> dict[str, list[_Row]]:
+def _by_time(items: Iterable[Item], segment_s: float) -> dict[str, list[_Row]]:
     """Holds out the last fifth of every file's segments, at least one where there are several."""
     split: dict[str, list[_Row]] = {"train": [], "test": []}
     for item in items:
-        segments = _segments(item)
+        segments = _segments(item, segment_s)
         held_out = max(1, len(segments) // HELD_OUT) if len(segments) > 1 else 0
         for number, times in enumerate(segments):
             name = "train" if number < len(segments) - held_out else "test"
@@ -78,13 +80,13 @@ def _row(item: Item, start: float | None, end: float | None, labels: Iterable[st
     return row if start is None else {**row, "start": start, "end": end}
 
 
-def _segments(item: Item) -> list[tuple[float | None, float | None]]:
+def _segments(item: Item, segment_s: float) -> list[tuple[float | None, float | None]]:
     """Returns (start, end) of each segment in seconds; (None, None) is the whole file."""
     duration = _duration(item.path)
-    count = int((duration + SEGMENT_S - _SHORTEST_S) // SEGMENT_S)
+    count = int((duration + segment_s - _SHORTEST_S) // segment_s)
     if count < 2:
         return [(None, None)]
-    ends = [SEGMENT_S * (k + 1) for k in range(count - 1)] + [duration]
+    ends = [segment_s * (k + 1) for k in range(count - 1)] + [duration]
     return list(zip([0.0, *ends[:-1]], ends, strict=True))
 
 

@@ -14,7 +14,7 @@ import tiny_media
 import tiny_mil_nce
 from tool_flags import tool_flags
 
-from common import export, ingest, loop, methods, retrieve
+from common import embed, export, ingest, loop, methods, retrieve, search
 from common.data import pipeline, records, shards
 from common.errors import UserError
 from common.evaluation import retrieval
@@ -283,3 +283,49 @@ def test_the_command_works_and_its_help_is_quick(world):
     done = subprocess.run([sys.executable, "-c", loaded], cwd=root, capture_output=True, text=True)
     for slow in ("jax", "flax", "tensorflow"):
         assert f"'{slow}'" not in done.stdout
+
+
+def _index(world, path, encoder="video_joint"):
+    """Embeds all files below the folder of the clips."""
+    where = (f"--bundle={world / 'bundle'}", f"--output={path}", f"--encoder={encoder}")
+    with tool_flags(embed, *where):
+        embed.main(["embed", *(str(world / name) for name in CAPTIONS)])
+
+
+def test_a_search_lists_the_videos_of_an_index_by_their_scores(world, tmp_path, capsys):
+    _index(world, tmp_path / "index.npz")
+    clips_MD, _ = _by_hand(world)
+    (score_M,) = load_bundle(world / "bundle").embed_texts(["the dog"]).astype(float) @ clips_MD.T
+    capsys.readouterr()
+    where = (f"--bundle={world / 'bundle'}", f"--index={tmp_path / 'index.npz'}", "--top=3")
+    with tool_flags(search, *where):
+        search.main(["search", "the dog", "xyzzy"])
+    dog, unknown = capsys.readouterr().out.strip().split("\n\n")
+    title, *lines = dog.splitlines()
+    assert title == "the dog"
+    best = np.argsort(-score_M)[:3]
+    assert [line.split()[1] for line in lines] == [str(world / list(CAPTIONS)[i]) for i in best]
+    assert [float(line.split()[0]) for line in lines] == pytest.approx(score_M[best], abs=1e-3)
+    assert "has no word that the text encoder knows" in unknown
+
+
+def test_an_index_of_another_encoder_or_none_is_refused(world, tmp_path):
+    _index(world, tmp_path / "features.npz", encoder="video")
+    (tmp_path / "text.npz").write_text("no index")
+    for name, message in (("features", "with the encoder video"), ("text", "no index of videos")):
+        where = (f"--bundle={world / 'bundle'}", f"--index={tmp_path / name}.npz")
+        with tool_flags(search, *where), pytest.raises(UserError, match=message) as error:
+            search.main(["search", "the dog"])
+        assert "common.embed --encoder=video_joint" in str(error.value)
+
+
+def test_a_folder_to_embed_stands_for_the_files_below_it(world, tmp_path):
+    folder = tmp_path / "videos" / "deep"
+    folder.mkdir(parents=True)
+    (folder / "one.mp4").write_bytes((world / "one.mp4").read_bytes())
+    where = (f"--bundle={world / 'bundle'}", f"--output={tmp_path / 'of_folder.npz'}")
+    with tool_flags(embed, *where, "--encoder=video_joint"):
+        embed.main(["embed", str(tmp_path / "videos")])
+    found = np.load(tmp_path / "of_folder.npz")
+    assert found["paths"].tolist() == [str(folder / "one.mp4")]
+    np.testing.assert_allclose(found["features"][0], _by_hand(world)[0][0], rtol=1e-5)

@@ -32,7 +32,7 @@ def test_folders_are_labels_and_whole_files_are_held_out(tmp_path, lengths):
     for label in ("cat", "dog"):
         for number in range(10):
             make(videos, f"{label}/{label}{number}.mp4", lengths, 25.0)
-    counts, can_probe = own_videos.write_tables(videos, tables)
+    counts, can_probe = own_videos.write_tables(videos, tables, 10.0)
     train, test = read(tables, "train"), read(tables, "test")
     assert counts == {"train": len(train), "test": len(test)} == {"train": 48, "test": 12}
     assert can_probe
@@ -45,7 +45,7 @@ def test_without_folders_the_last_part_of_each_file_is_held_out(tmp_path, length
     make(videos, "long a.mp4", lengths, 103.0)
     make(videos, "b.mp4", lengths, 30.5)
     make(videos, "short.mp4", lengths, 3.0)
-    _, can_probe = own_videos.write_tables(videos, tables)
+    _, can_probe = own_videos.write_tables(videos, tables, 10.0)
     assert can_probe
     train, test = read(tables, "train"), read(tables, "test")
     assert {row["labels"][0] for row in test} == {"long a.mp4", "b.mp4"}
@@ -60,7 +60,7 @@ def test_without_folders_the_last_part_of_each_file_is_held_out(tmp_path, length
 @pytest.mark.parametrize("seconds", [0.0, 3.0, 10.0, 10.5, 11.0, 19.9, 20.0, 61.2])
 def test_segments_cover_the_whole_file_without_gaps(tmp_path, lengths, seconds):
     make(tmp_path, "a.mp4", lengths, seconds)
-    own_videos.write_tables(tmp_path, tmp_path / "tables")
+    own_videos.write_tables(tmp_path, tmp_path / "tables", 10.0)
     rows = read(tmp_path / "tables", "train") + read(tmp_path / "tables", "test")
     if len(rows) == 1:
         assert "start" not in rows[0]
@@ -73,7 +73,7 @@ def test_segments_cover_the_whole_file_without_gaps(tmp_path, lengths, seconds):
 
 def test_one_file_cannot_be_probed_and_no_file_is_a_mistake(tmp_path, lengths):
     make(tmp_path / "one", "a.mp4", lengths, 60.0)
-    assert own_videos.write_tables(tmp_path / "one", tmp_path / "tables")[1] is False
+    assert own_videos.write_tables(tmp_path / "one", tmp_path / "tables", 10.0)[1] is False
     (tmp_path / "none").mkdir()
     with pytest.raises(UserError, match="none"):
-        own_videos.write_tables(tmp_path / "none", tmp_path / "tables")
+        own_videos.write_tables(tmp_path / "none", tmp_path / "tables", 10.0)

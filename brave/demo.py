@@ -1,4 +1,4 @@
-"""From mp4 files to a trained, evaluated, exported model and a report: `python -m common.demo`.
+"""From mp4 files to a trained, evaluated, exported model and a report: `python -m brave.demo`.
 
 Runs the same commands a user would type, one after the other, says what each does, and can be
 stopped and started again at any point: every stage continues where it was.
@@ -7,15 +7,12 @@ stopped and started again at any point: every stage continues where it was.
 from __future__ import annotations
 
 import pathlib
-import shlex
-import subprocess
-import sys
-import time
 
 from absl import flags
 
 from common import launch
 from common.errors import UserError
+from common.stages import Stages, export, list_own_videos, shorter_run
 
 FLAGS = flags.FLAGS
 _SPLITS = ("train", "test")
@@ -32,45 +29,17 @@ def define_flags() -> None:
     flags.DEFINE_integer("seed", 0, "seed of the rendered world and of the training", 0)
 
 
-class _Stages:
-    """Runs commands one by one, saying which of how many and how long each took."""
-
-    def __init__(self, total: int):
-        self._total = total
-        self._number = 0
-        self._start = time.monotonic()
-
-    def run(self, title: str, *module_and_flags: str) -> None:
-        """Runs ``python -m MODULE FLAGS...``; raises `UserError` where it fails."""
-        self._number += 1
-        print(f"\n[{self._number}/{self._total}] {title}", flush=True)
-        print(f"      python -m {shlex.join(module_and_flags)}", flush=True)
-        began = time.monotonic()
-        status = subprocess.run([sys.executable, "-m", *module_and_flags], check=False).returncode
-        if status:
-            raise UserError(
-                f"Stage {self._number} ({title}) ended with status {status}; its message is above. "
-                "What was made so far is kept: mend the cause and run the same command again."
-            )
-        now = time.monotonic()
-        print(f"      {now - began:.0f} s (since the start: {now - self._start:.0f} s)", flush=True)
-
-    def skip(self, title: str, why: str) -> None:
-        """Says that a stage has nothing to do."""
-        self._number += 1
-        print(f"\n[{self._number}/{self._total}] {title}\n      skipped: {why}", flush=True)
-
-
 def main(argv: list[str]) -> None:
     """Runs every stage."""
     if len(argv) > 1:
         raise UserError(f"Unexpected argument {argv[1]!r}: every setting is a --flag=value.")
     output = pathlib.Path(FLAGS.output)
     records, workdir = output / "records", output / "train"
-    stages = _Stages(total=8)
+    stages = Stages(total=8)
     tables, can_probe = output / "tables", True
     if FLAGS.videos:
-        can_probe = _own_videos(stages, pathlib.Path(FLAGS.videos).expanduser(), tables)
+        videos = pathlib.Path(FLAGS.videos).expanduser()
+        can_probe = list_own_videos(stages, videos, tables, segment_s=10.0)
     else:
         tables = output / "videos"
         stages.run(
@@ -91,26 +60,7 @@ def main(argv: list[str]) -> None:
     print(_closing_words(output))
 
 
-def shorter_run(steps: int) -> list[str]:
-    """Returns the overrides for a number of steps, a tenth of them to warm up; none for 0."""
-    if not steps:
-        return []
-    return [f"--config.steps={steps}", f"--config.optimizer.warmup_steps={steps // 10}"]
-
-
-def _own_videos(stages: _Stages, videos: pathlib.Path, tables: pathlib.Path) -> bool:
-    """Lists the user's clips in tables; returns whether a probe can be trained and scored."""
-    from common.data import own_videos
-
-    if not videos.is_dir():
-        raise UserError(f"--videos={videos} is not a folder; give one that holds video files.")
-    counts, can_probe = own_videos.write_tables(videos, tables)
-    listed = ", ".join(f"{count} {split}" for split, count in counts.items())
-    stages.skip("Rendering videos", f"using those of {videos}; clips: {listed}")
-    return can_probe
-
-
-def _ingest(stages: _Stages, table: pathlib.Path, records: pathlib.Path, split: str) -> None:
+def _ingest(stages: Stages, table: pathlib.Path, records: pathlib.Path, split: str) -> None:
     title = f"Turning the {split} videos into records: frames as JPEG, sound as samples"
     if not table.stat().st_size:
         stages.skip(title, "there are none")
@@ -123,7 +73,7 @@ def _ingest(stages: _Stages, table: pathlib.Path, records: pathlib.Path, split: 
 
 
 def _judge(
-    stages: _Stages,
+    stages: Stages,
     output: pathlib.Path,
     records: pathlib.Path,
     workdir: pathlib.Path,
@@ -142,14 +92,7 @@ def _judge(
     else:
         stages.skip(title, "no two labels on both sides (the folders of the videos are labels)")
     with_results = [f"--results={results}"] if can_probe else []
-    title = "Exporting a bundle that stands alone"
-    if bundle.exists():
-        stages.skip(title, f"{bundle} is there already and is kept")
-    else:
-        stages.run(
-            title,
-            "common.export", f"--workdir={workdir}", f"--output={bundle}", *with_results,
-        )  # fmt: skip
+    export(stages, workdir, bundle, *with_results)
     shown = next(records / split for split in reversed(_SPLITS) if (records / split).exists())
     stages.run(
         "Writing the report",

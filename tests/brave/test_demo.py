@@ -11,7 +11,7 @@ ROOT = pathlib.Path(__file__).parents[2]
 
 
 def demo(output, *arguments):
-    command = [sys.executable, "-m", "common.demo", f"--output={output}", *arguments]
+    command = [sys.executable, "-m", "brave.demo", f"--output={output}", *arguments]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
 
 

@@ -1,0 +1,44 @@
+"""The demo, whole: real files, real processes, real training, only smaller."""
+
+import json
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+
+def demo(output, *arguments):
+    command = [sys.executable, "-m", "mil_nce.demo", f"--output={output}", *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.slow
+def test_the_demo_goes_from_narrated_videos_to_a_search(tmp_path):
+    output = tmp_path / "demo"
+    done = demo(output, "--train_videos=8", "--test_clips=8", "--steps=3")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "[10/10] Writing the report" in done.stdout
+    rows = json.loads((output / "retrieval.json").read_text())["rows"]
+    assert {(row["features"], row["direction"]) for row in rows} == {
+        (features, direction)
+        for features in ("trained", "random")
+        for direction in ("text to video", "video to text")
+    }
+    assert (output / "report.html").stat().st_size > 0
+    typed = next(line for line in done.stdout.splitlines() if "common.search" in line)
+    search = subprocess.run(
+        typed.strip().replace("python", sys.executable, 1), shell=True,
+        cwd=ROOT, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert search.returncode == 0, search.stderr
+    assert search.stdout.count("/test/") == 8
+
+
+def test_own_videos_need_their_narrations(tmp_path):
+    done = demo(tmp_path / "out", f"--videos={tmp_path}")
+    assert done.returncode == 2
+    assert "--narrations go together" in done.stderr
+    assert "Traceback" not in done.stderr
