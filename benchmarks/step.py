@@ -1,12 +1,13 @@
 """What does a training step cost? Time, FLOPs, memory, utilisation; and the loop's share of it.
 
-    python benchmarks/step.py --config=configs/brave_v_a.py --config.batch_size=64
-    python benchmarks/step.py --overhead
+    python -m benchmarks.step --config=configs/brave_v_a.py --config.batch_size=64
+    python -m benchmarks.step --overhead
+    python -m benchmarks.step --against=torch [--clips=2 --frames=16 --size=112]
 
 The first form compiles the step of a configuration for the devices at hand and runs it on one
 batch of noise that already lies there. The second compares the loop with the bare compiled step,
 for a step that keeps the device busy for 50 ms and the host not at all: the ratio is what reading
-metrics, writing them and timing cost.
+metrics, writing them and timing cost. The third compares S3D-G with the same network in PyTorch.
 """
 
 from __future__ import annotations
@@ -25,8 +26,14 @@ from absl import flags
 
 from common import config as config_lib
 from common import launch
+from common.errors import UserError
 
 STEP_SECONDS = 0.05
+CLIPS = (
+    ("clips", 2, "videos in a batch"),
+    ("frames", 16, "of a video"),
+    ("size", 112, "height and width in pixels"),
+)
 
 
 def define_flags() -> None:
@@ -34,11 +41,15 @@ def define_flags() -> None:
     config_lib.define_flag()
     flags.DEFINE_integer("repeats", 20, "steps measured", lower_bound=1)
     flags.DEFINE_bool("overhead", False, "measure the loop over a bare step of 50 ms")
+    flags.DEFINE_enum("against", None, ["torch"], "compare S3D-G with it, on the CPU")
+    for name, default, meaning in CLIPS:
+        flags.DEFINE_integer(name, default, f"with --against: {meaning}", lower_bound=1)
 
 
 def main(argv: list[str]) -> None:
     """Prints the machine, the command and the numbers."""
     del argv
+    _check_flags()
     import jax
 
     launch.keep_compiled_programs()
@@ -46,11 +57,26 @@ def main(argv: list[str]) -> None:
         f"machine: {platform.processor() or platform.machine()}, {os.cpu_count()} cores, ", end=""
     )
     print(f"{jax.device_count()} x {jax.devices()[0].device_kind}, jax {jax.__version__}")
-    print(f"command: {' '.join(['python', *sys.argv])}")
-    if flags.FLAGS.overhead:
+    print(f"command: {' '.join(['python -m benchmarks.step', *sys.argv[1:]])}")
+    if flags.FLAGS.against:
+        from benchmarks import s3d_against_torch
+
+        sizes = (flags.FLAGS[name].value for name, *_ in CLIPS)
+        s3d_against_torch.compare(*sizes, flags.FLAGS.repeats)
+    elif flags.FLAGS.overhead:
         measure_overhead(flags.FLAGS.repeats)
     else:
         measure_step(config_lib.load(), flags.FLAGS.repeats)
+
+
+def _check_flags() -> None:
+    """Raises `UserError` where a flag would have no effect."""
+    given = [name for name, *_ in CLIPS if flags.FLAGS[name].present]
+    if given and not flags.FLAGS.against:
+        raise UserError(f"--{given[0]} has an effect with --against=torch only.")
+    others = [name for name in ("overhead", "config") if flags.FLAGS[name].present]
+    if others and flags.FLAGS.against:
+        raise UserError(f"--against and --{others[0]} are two measurements; ask for one.")
 
 
 def measure_step(config: Any, repeats: int) -> None:

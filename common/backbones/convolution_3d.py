@@ -63,13 +63,83 @@ def _convolve(x: jax.Array, kernel: jax.Array, stride: Sequence[int], padding) -
     return jax.lax.conv_general_dilated(x, kernel, stride, padding, dimension_numbers=names)
 
 
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _convolve_images(
+    x_BTHWC: jax.Array, kernel: jax.Array, stride: tuple[int, int], padding: Padding
+) -> jax.Array:
+    """Convolves every image of clips with a kernel (kh, kw, C, C').
+
+    Its gradient by the kernel is made of matrix products. What XLA makes of it, a convolution with
+    kernels as large as images, takes up to ten times as long on a CPU.
+    """
+    images = x_BTHWC.reshape(-1, *x_BTHWC.shape[2:])
+    y = _convolve(images, kernel, stride, padding)
+    return y.reshape(*x_BTHWC.shape[:2], *y.shape[1:])
+
+
+def _keep_inputs(x_BTHWC, kernel, stride, padding):
+    return _convolve_images(x_BTHWC, kernel, stride, padding), (x_BTHWC, kernel)
+
+
+def _gradients(stride, padding, inputs, dy_BTHWC):
+    x_BTHWC, kernel = inputs
+    images = x_BTHWC.reshape(-1, *x_BTHWC.shape[2:])
+    dy = dy_BTHWC.reshape(-1, *dy_BTHWC.shape[2:])
+    (dx,) = jax.vjp(lambda x: _convolve(x, kernel, stride, padding), images)[1](dy)
+    size = kernel.shape[:2]
+    batch, frames, height, width, _ = dy_BTHWC.shape
+    if batch * height * width < _LARGE:
+        return dx.reshape(x_BTHWC.shape), _kernel_gradient(images, dy, size, stride, padding)
+
+    def add_frame(frame: int, dkernel: jax.Array) -> jax.Array:
+        x, dy = (jax.lax.dynamic_index_in_dim(a, frame, 1, False) for a in (x_BTHWC, dy_BTHWC))
+        return dkernel + _kernel_gradient(x, dy, size, stride, padding)
+
+    dkernel = jax.lax.fori_loop(0, frames, add_frame, jnp.zeros_like(kernel))
+    return dx.reshape(x_BTHWC.shape), dkernel
+
+
+_convolve_images.defvjp(_keep_inputs, _gradients)
+# Results of a convolution, in pixels, from which on its kernel's gradient is added up frame by
+# frame: the copies that it takes then stay in the cache.
+_LARGE = 1024
+
+
+def _kernel_gradient(
+    x_NHWC: jax.Array,
+    dy_NHWD: jax.Array,
+    size: tuple[int, int],
+    stride: tuple[int, int],
+    padding: Padding,
+) -> jax.Array:
+    """Returns (kh, kw, C, D): a matrix product for each row of the kernel."""
+    x_NHWC = jnp.pad(x_NHWC, ((0, 0), *padding, (0, 0)))
+    _, height, width, out_channels = dy_NHWD.shape
+    channels = x_NHWC.shape[-1]
+    if size[1] == 1:
+        seen = x_NHWC[:, :, : (width - 1) * stride[1] + 1 : stride[1]]
+    else:
+        # What a row of the kernel sees lies together in memory.
+        rows = x_NHWC.reshape(*x_NHWC.shape[:2], 1, -1)
+        begins = (column * stride[1] * channels for column in range(width))
+        windows = [rows[..., begin : begin + size[1] * channels] for begin in begins]
+        seen = jnp.concatenate(windows, 2)
+    dy_RD = dy_NHWD.reshape(-1, out_channels)
+    last = (height - 1) * stride[0] + 1
+    products = [
+        seen[:, row : row + last : stride[0]].reshape(len(dy_RD), -1).T @ dy_RD
+        for row in range(size[0])
+    ]
+    return jnp.stack(products).reshape(*size, channels, out_channels)
+
+
 def _over_time(
     x_BTHWC: jax.Array, kernel: jax.Array, stride: Triple, padding: Padding
 ) -> jax.Array:
     """Convolves images whose rows are frames and whose columns are all their pixels."""
     batch, frames, height, width, channels = x_BTHWC.shape
-    rows = x_BTHWC.reshape(batch, frames, height * width, channels)
-    y = _convolve(rows, kernel[:, 0], (stride[0], 1), (padding[0], (0, 0)))
+    rows = x_BTHWC.reshape(batch, 1, frames, height * width, channels)
+    y = _convolve_images(rows, kernel[:, 0], (stride[0], 1), (padding[0], (0, 0)))
     return y.reshape(batch, -1, height, width, y.shape[-1])
 
 
@@ -78,14 +148,11 @@ def _over_space(
 ) -> jax.Array:
     """Convolves images whose channels are those of the kernel's frames side by side."""
     padded = jnp.pad(x_BTHWC, ((0, 0), padding[0], (0, 0), (0, 0), (0, 0)))
-    batch, frames, height, width, _ = padded.shape
-    out = (frames - len(kernel)) // stride[0] + 1
+    out = (padded.shape[1] - len(kernel)) // stride[0] + 1
     last = (out - 1) * stride[0] + 1
     taps = [padded[:, tap : tap + last : stride[0]] for tap in range(len(kernel))]
-    images = jnp.concatenate(taps, -1).reshape(batch * out, height, width, -1)
     folded = kernel.transpose(1, 2, 0, 3, 4).reshape(*kernel.shape[1:3], -1, kernel.shape[-1])
-    y = _convolve(images, folded, stride[1:], padding[1:])
-    return y.reshape(batch, out, *y.shape[1:])
+    return _convolve_images(jnp.concatenate(taps, -1), folded, stride[1:], padding[1:])
 
 
 def convolve(
