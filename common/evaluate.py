@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import json
 import logging
 import pathlib
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from absl import flags
@@ -24,8 +25,14 @@ from common.errors import UserError
 from common.method import TextInput
 
 if TYPE_CHECKING:
+    from common.data.sources import Source
     from common.evaluation.extraction import Extraction
-    from common.evaluation.linear import Labels, Outcome, ProbeSettings
+    from common.evaluation.features import Features
+    from common.evaluation.linear import Outcome, ProbeSettings
+    from common.evaluation.protocols import Protocol
+
+    Task = Mapping[str, Callable[[Features], Features]]
+    """By split, from the features of its source to those that have a part, with their labels."""
 
 FLAGS = flags.FLAGS
 BASELINES = ("random", "pixels", "noise")
@@ -40,12 +47,16 @@ def define_flags() -> None:
     flags.DEFINE_string("train", None, "source the probe learns from", required=True)
     flags.DEFINE_string("test", None, "source the probe is scored on", required=True)
     flags.DEFINE_list("encoder", [], "which encoders; none given: all of them")
-    flags.DEFINE_string("protocol", "released", "which clips: released, even or quick")
+    flags.DEFINE_string(
+        "protocol", "released", "which clips: released, even, quick, hmdb51 or ucf101"
+    )
     flags.DEFINE_enum(
         "probe", "svm", ["svm", "ridge", "logistic"],
         "svm is the published one; ridge is quick with many classes, logistic needs little memory",
     )  # fmt: skip
-    flags.DEFINE_float("C", 0.0, "inverse regularisation of the probe; 0 is its default", 0.0)
+    flags.DEFINE_float(
+        "C", 0.0, "inverse regularisation of the probe; 0: the protocol's, or its default", 0.0
+    )
     flags.DEFINE_bool("sweep", False, "choose C on a fifth of the training videos, held out")
     flags.DEFINE_list(
         "baselines",
@@ -56,6 +67,10 @@ def define_flags() -> None:
         "tables", [], "the tables that --train and --test were ingested from, for --label_columns"
     )
     flags.DEFINE_list("label_columns", [], "columns of --tables to probe instead of the labels")
+    flags.DEFINE_string(
+        "splits", "", "official splits and labels: csv of HMDB-51, or its or UCF-101's lists"
+    )
+    flags.DEFINE_list("split_names", [], "which of --splits (split1, ...); none given: all of them")
     flags.DEFINE_string("output", "", "JSON file to write")
     flags.DEFINE_string("features", "", "folder that keeps features; default: WORKDIR/features")
     flags.DEFINE_integer("batch_size", 16, "clips per call of the encoder", 1)
@@ -70,12 +85,12 @@ def main(argv: list[str]) -> None:
     unknown = [name for name in FLAGS.baselines if name not in BASELINES]
     if unknown:
         raise UserError(f"--baselines={unknown[0]}: choose among {', '.join(BASELINES)}.")
-    from common.evaluation import extraction, linear, protocols
+    from common.evaluation import extraction, protocols
 
-    settings = linear.ProbeSettings(FLAGS.probe, FLAGS.C, FLAGS.sweep, FLAGS.seed)
     protocol = protocols.get(FLAGS.protocol)
-    tasks = _tasks()
+    settings = _probe_settings(protocol)
     sources = {split: extraction.open_split(split, FLAGS[split].value) for split in _SPLITS}
+    tasks = _tasks(sources)
     loaded = model_flags.open_model(FLAGS.encoder)
     names = FLAGS.encoder or [
         name
@@ -97,6 +112,7 @@ def main(argv: list[str]) -> None:
         "method": loaded.config.method,
         "train": FLAGS.train,
         "test": FLAGS.test,
+        "splits": FLAGS.splits,
         "protocol": dataclasses.asdict(protocol),
         "seed": FLAGS.seed,
         "rows": rows,
@@ -106,8 +122,15 @@ def main(argv: list[str]) -> None:
         write_results(results, pathlib.Path(FLAGS.output))
 
 
+def _probe_settings(protocol: Protocol) -> ProbeSettings:
+    from common.evaluation import linear
+
+    C = FLAGS.C or (protocol.C if FLAGS.probe == "svm" else 0.0)
+    return linear.ProbeSettings(FLAGS.probe, C, FLAGS.sweep, FLAGS.seed, protocol.standardise)
+
+
 def _evaluate_encoder(
-    extract: Extraction, name: str, settings: ProbeSettings, tasks: dict[str, dict[str, Labels]]
+    extract: Extraction, name: str, settings: ProbeSettings, tasks: Mapping[str, Task]
 ) -> list[dict[str, Any]]:
     """Returns one row per kind of features and per task, the trained ones first."""
     from common.evaluation import linear
@@ -115,11 +138,10 @@ def _evaluate_encoder(
     rows, trained = [], {}
     for kind in ("trained", *FLAGS.baselines):
         splits = {split: extract(name, kind, split) for split in _SPLITS}
-        for task, labels in tasks.items():
+        for task, part in tasks.items():
             _log.info("%s, %s features, %s: fitting the probe", name, kind, task)
-            outcome = linear.run(
-                splits["train"], splits["test"], settings, labels["train"], labels["test"]
-            )
+            train, test = (part[split](splits[split]) for split in _SPLITS)
+            outcome = linear.run(train, test, settings)
             row = {"encoder": name, "features": kind, "labels": task, **outcome.row}
             if kind == "trained":
                 trained[task] = outcome
@@ -141,20 +163,26 @@ def _margin(trained: Outcome, other: Outcome) -> Any:
     )
 
 
-def _tasks() -> dict[str, dict[str, Labels]]:
-    """Returns by task and split where a video's labels come from."""
+def _tasks(sources: Mapping[str, Source]) -> dict[str, Task]:
+    """Returns what is to be learned, by name: of all videos, or of those of an official split."""
+    if FLAGS.splits:
+        return _official_splits(sources)
+    if FLAGS.split_names:
+        raise UserError("--split_names goes with --splits, which lists the videos of each.")
     if not FLAGS.label_columns:
         if FLAGS.tables:
             raise UserError("--tables goes with --label_columns, which says what to take of them.")
-        return {"labels": {split: lambda video: video.labels for split in _SPLITS}}
+        return {"labels": {split: lambda features: features for split in _SPLITS}}
     if len(FLAGS.tables) != 2:
         raise UserError("--label_columns needs --tables=TRAIN,TEST: the tables that were ingested.")
     from common.data import tables
+    from common.evaluation import features
 
-    def from_table(path: str, column: str) -> Labels:
+    def from_table(path: str, column: str) -> Callable[[Features], Features]:
         items = tables.read_source(path, label_column=column).items
-        known = {item.id: item.labels for item in items}
-        return lambda video: known.get(video.id, ())
+        return functools.partial(
+            features.relabelled, labels={item.id: item.labels for item in items}
+        )
 
     return {
         column: {
@@ -162,6 +190,27 @@ def _tasks() -> dict[str, dict[str, Labels]]:
             for split, path in zip(_SPLITS, FLAGS.tables, strict=True)
         }
         for column in FLAGS.label_columns
+    }
+
+
+def _official_splits(sources: Mapping[str, Source]) -> dict[str, Task]:
+    if FLAGS.label_columns or FLAGS.tables:
+        raise UserError("--splits brings its own labels: give no --label_columns and --tables.")
+    from common.evaluation import captioned, official_splits
+
+    names = {split: captioned.names(source) for split, source in sources.items()}
+    found = official_splits.find(official_splits.read(FLAGS.splits), names)
+    unknown = [name for name in FLAGS.split_names if name not in found]
+    if unknown:
+        raise UserError(f"--split_names={unknown[0]}: {FLAGS.splits} holds {', '.join(found)}.")
+    return {
+        name: {
+            split: functools.partial(
+                official_splits.select, labels=found[name][split], names=names[split]
+            )
+            for split in _SPLITS
+        }
+        for name in FLAGS.split_names or found
     }
 
 
@@ -183,7 +232,8 @@ def _report(results: dict[str, Any]) -> None:
     print(f"\nProbes of frozen features, protocol {protocol['name']}: {protocol['about']}.")
     print("In percent, with 95% intervals over test videos.\n")
     print(report.text(results["rows"]))
-    for line in report.remarks(results["rows"]):
+    averages = report.averages(results["rows"]) if results["splits"] else []
+    for line in [*averages, *report.remarks(results["rows"])]:
         print(line)
 
 

@@ -111,7 +111,7 @@ def _clips(source: Source) -> tuple[list[Captioned], Stretches | None]:
         clips = captioned.from_records(source)
         whole = tuple((number, None) for number in range(len(clips)))
         return clips, Stretches(whole, windows) if windows else None
-    names = _names(source)
+    names = captioned.names(source)
     clips = captioned.from_table(FLAGS.table, names)
     if not windows and (spans := sum(clip.span_s is not None for clip in clips)):
         raise UserError(
@@ -122,21 +122,6 @@ def _clips(source: Source) -> tuple[list[Captioned], Stretches | None]:
     number_of = {name: number for number, name in enumerate(names)}
     chosen = tuple((number_of[clip.record], clip.span_s) for clip in clips)
     return clips, Stretches(chosen, windows)
-
-
-def _names(source: Source) -> list[str]:
-    """Returns the id of every record."""
-    from common.data.shards import BadRecord
-    from common.evaluation import captioned
-
-    names = []
-    for number in range(len(source.records)):
-        place = source.records.name(number)
-        try:
-            names.append(captioned.of_record(source, number)[0] or place)
-        except (BadRecord, ValueError) as error:
-            raise UserError(f"{source.name}: {error} ({place}). Ingest it again.") from error
-    return names
 
 
 def _report(results: dict[str, Any]) -> None:

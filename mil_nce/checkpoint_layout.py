@@ -1,4 +1,4 @@
-"""Published MIL-NCE checkpoints (PyTorch) in and out."""
+"""Published MIL-NCE checkpoints (PyTorch) in and out, and the video network of MMV's in."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from flax import nnx
 
 from common.backbones.s3d import S3D
 from common.errors import UserError
-from common.weights import s3d_layout, torch_file
+from common.weights import haiku_layout, s3d_layout, safe_pickle, torch_file
 from mil_nce.model import MilNceModel
 
 # What each encoder of `mil_nce.method` is made of.
@@ -41,10 +41,11 @@ def load(path: str | os.PathLike, model: MilNceModel, encoders: Sequence[str] = 
     """Fills a model with a published checkpoint; no code in the file is executed.
 
     Both kinds are read: the release, tensors by name, and those that the published training writes,
-    which hold them under "state_dict" with "module." before every name.
+    which hold them under "state_dict" with "module." before every name. Of a .pkl file of MMV
+    (Alayrac et al., 2020, arXiv:2006.16228), which has the same S3D, the encoder "video" is read.
 
     Args:
-        path: a .pth or .pth.tar file.
+        path: a .pth or .pth.tar file, or a .pkl.
         model: changed in place; all or nothing.
         encoders: load only what these of the method's encoders need, and leave the rest of the
             model as it is; none named: everything.
@@ -55,6 +56,8 @@ def load(path: str | os.PathLike, model: MilNceModel, encoders: Sequence[str] = 
     Raises:
         UserError: the file cannot be read, or does not hold this model.
     """
+    if os.fspath(path).endswith(".pkl"):
+        return _load_mmv(path, model, encoders)
     published = _tensors(torch_file.load(path), path)
     prefix = "module." if any(key.startswith("module.") for key in published) else ""
     names = encoders or _PARTS
@@ -65,6 +68,43 @@ def load(path: str | os.PathLike, model: MilNceModel, encoders: Sequence[str] = 
     if unread:
         counts = collections.Counter(key.removeprefix(prefix).split(".")[0] for key in unread)
         logging.info("%s: tensors left unread: %s", path, dict(counts))
+    return unread
+
+
+def _load_mmv(path: str | os.PathLike, model: MilNceModel, encoders: Sequence[str]) -> list[str]:
+    """Fills the video network from a Haiku checkpoint of MMV."""
+    if list(encoders) != ["video"]:
+        raise UserError(
+            f"{path}: of a checkpoint of MMV only the video network can be read: its heads and its "
+            "text tower are other ones. Give --encoder=video."
+        )
+    backbone, published = _s3d(model), safe_pickle.load_pickle(path)
+    stem = f"S3D/{haiku_layout.S3D_STEM}/~/conv3_d"
+    params = published.get("params") if isinstance(published, Mapping) else None
+    items = params.items() if isinstance(params, Mapping) else ()
+    modules = {k: v for k, v in items if isinstance(k, str) and isinstance(v, Mapping)}
+    root = next((name.removesuffix(stem) for name in modules if name.endswith(stem)), None)
+    if root is None or "state" not in published:
+        raise UserError(
+            f"{path}: not a checkpoint of MMV with an S3D: it has no 'state', or no module in "
+            f"'params' that ends in {stem}."
+        )
+    shape, wanted = (
+        np.shape(modules[root + stem].get("w")),
+        tuple(backbone.conv1.convs[0].kernel.shape),
+    )
+    if shape != wanted:
+        raise UserError(
+            f"{path}: the first convolution has shape {shape}, the model needs {wanted}. A file of "
+            "(2, 4, 4, 24, 64) is of config.model.video.stem='space_to_depth'; others than that "
+            "cannot be read."
+        )
+    beside = f"{root}S3D/{haiku_layout.S3D_STEM}/"
+    norms = [name.removeprefix(beside) for name in modules if "scale" in modules[name]]
+    norm = next((name for name in norms if "/" not in name), haiku_layout.S3D_NORM)
+    layers = haiku_layout.s3d(backbone, f"{root}S3D", norm)
+    unread = haiku_layout.read(layers, published, str(path))
+    logging.info("%s: modules left unread: %s", path, haiku_layout.unread(unread, 2))
     return unread
 
 

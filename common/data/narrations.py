@@ -3,7 +3,8 @@
 A folder holds one file per video: ``NAME.csv`` (HowTo100M: columns start, end and text, in
 seconds), ``NAME.srt`` or ``NAME.vtt``. One json or pickle file holds all of them, as HowTo100M's
 ``caption.json`` does: ``{NAME: {"start": [...], "end": [...], "text": [...]}}``. Captions may
-overlap, as automatic ones do; their order is kept.
+overlap, as automatic ones do; their order is kept. Subtitles that roll, each caption beginning with
+the line that the one before ends with, are read without what they repeat.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import dataclasses
 import functools
 import html
 import io
+import itertools
 import json
 import math
 import os
@@ -25,6 +27,8 @@ from common.data import tables
 from common.errors import UserError
 
 Caption = tuple[str, float, float]  # text, start, end: seconds after the start of the file
+Cue = tuple[list[str], float, float]  # lines of a caption of subtitles, start, end
+_Reader = Callable[[], tuple[list[Caption], int]]  # captions, and how many lines were repetitions
 
 _COLUMNS = ("start", "end", "text")
 _TIMES = re.compile(r"\s*(\S+)\s*-->\s*(\S+)(\s.*)?")  # what follows is where the words are shown
@@ -39,6 +43,7 @@ class Found:
     items: list[tables.Item]
     missing: list[str]  # ids of clips without a narration
     empty: list[str]  # ids of clips whose narration has no words for them
+    repeated: dict[str, int]  # by name of a narration that rolls, the lines that were left out
 
     def __str__(self) -> str:
         clips = sum(not item.problem for item in self.items)
@@ -47,6 +52,11 @@ class Found:
         for ids, what in ways:
             if ids:
                 parts.append(f"{len(ids)} {what} (the first is {ids[0]})")
+        if self.repeated:
+            parts.append(
+                f"{sum(self.repeated.values())} lines that roll from caption to caption are read "
+                f"once ({len(self.repeated)} narrations; the first is {next(iter(self.repeated))})"
+            )
         return f"Narrations: {'; '.join(parts)}."
 
 
@@ -63,7 +73,9 @@ def attach(items: Sequence[tables.Item], source: str | os.PathLike) -> Found:
             item.
     """
     reader_of = _readers(pathlib.Path(source).expanduser())
-    found = Found([_attach(item, reader_of) for item in items], [], [])
+    found = Found([], [], [], {})
+    for item in items:
+        found.items.append(_attach(item, reader_of, found.repeated))
     whole = [item for item in found.items if not item.problem]
     for item in whole:
         if not any(name in reader_of for name in _names(item)):
@@ -78,14 +90,20 @@ def attach(items: Sequence[tables.Item], source: str | os.PathLike) -> Found:
     return found
 
 
-def _attach(item: tables.Item, reader_of: Mapping[str, Callable[[], list[Caption]]]) -> tables.Item:
+def _attach(
+    item: tables.Item, reader_of: Mapping[str, _Reader], repeated: dict[str, int]
+) -> tables.Item:
+    """Returns an item with its narration; notes in `repeated` what of that is left out."""
     name = next((name for name in _names(item) if name in reader_of), None)
     if item.problem or name is None:
         return item
     try:
-        return dataclasses.replace(item, captions=tuple(_within(reader_of[name](), item)))
+        captions, count = reader_of[name]()
     except UserError as error:
         return dataclasses.replace(item, problem=str(error))
+    if count:
+        repeated[name] = count
+    return dataclasses.replace(item, captions=tuple(_within(captions, item)))
 
 
 def _names(item: tables.Item) -> list[str]:
@@ -103,15 +121,15 @@ def _within(captions: Iterable[Caption], item: tables.Item) -> Iterator[Caption]
             yield text, start, end
 
 
-def _readers(source: pathlib.Path) -> Mapping[str, Callable[[], list[Caption]]]:
+def _readers(source: pathlib.Path) -> Mapping[str, _Reader]:
     """Returns how to read each narration of a folder or file, by name."""
     if source.is_dir():
-        readers: dict[str, Callable[[], list[Caption]]] = {}
-        rank = list(_FORMATS).index
+        readers: dict[str, _Reader] = {}
+        rank = _FORMATS.index
         paths = [path for path in source.rglob("*") if path.suffix.lower() in _FORMATS]
         for path in sorted(paths, key=lambda path: rank(path.suffix.lower())):
             name = path.relative_to(source).as_posix().removesuffix(path.suffix)
-            readers.setdefault(name, functools.partial(read, path))
+            readers.setdefault(name, functools.partial(_read, path))
         return readers
     suffix = source.suffix.lower()
     if not source.is_file() or suffix not in (".json", ".pickle", ".pkl"):
@@ -131,10 +149,39 @@ def _readers(source: pathlib.Path) -> Mapping[str, Callable[[], list[Caption]]]:
 def read(path: str | os.PathLike) -> list[Caption]:
     """Reads a .csv, .srt or .vtt file; times that a csv leaves out are NaN.
 
+    What rolling subtitles repeat is left out; see `unrolled`.
+
     Raises:
         UserError: it cannot be read or is malformed; the message names the line.
     """
-    path = pathlib.Path(path)
+    return _read(pathlib.Path(path))[0]
+
+
+def unrolled(cues: Sequence[Cue]) -> tuple[list[Caption], int]:
+    """Joins the lines of cues to captions, without the lines that roll, and counts these.
+
+    Automatic captions, such as YouTube's, show two lines: the lower is being said, the upper was
+    the lower one before; between two such cues often stands one of the upper line alone. Subtitles
+    roll where more than half of the cues begin with the lines that the one before ends with, and
+    some go on with others: then each line is taken once, with the times of the cue in which it
+    appears. All other subtitles stay as they are, since people do say a thing twice.
+    """
+    rolled = [0] * len(cues)  # how many lines each cue has from the one before
+    for place, ((before, _, _), (lines, _, _)) in enumerate(itertools.pairwise(cues), 1):
+        sizes = range(1, min(len(before), len(lines)) + 1)
+        rolled[place] = max((n for n in sizes if before[-n:] == lines[:n]), default=0)
+    going_on = any(0 < n < len(lines) for n, (lines, _, _) in zip(rolled, cues, strict=True))
+    if not going_on or 2 * sum(map(bool, rolled)) <= len(cues) - 1:
+        rolled = [0] * len(cues)
+    captions = [
+        (" ".join(lines[n:]), start, end)
+        for n, (lines, start, end) in zip(rolled, cues, strict=True)
+        if lines[n:]
+    ]
+    return captions, sum(rolled)
+
+
+def _read(path: pathlib.Path) -> tuple[list[Caption], int]:
     try:
         data = path.read_bytes()
         text = data.decode("utf-8-sig")
@@ -142,7 +189,10 @@ def read(path: str | os.PathLike) -> list[Caption]:
         raise UserError(f"{path} cannot be read: {error}") from error
     except UnicodeDecodeError as error:
         raise _malformed(path, data[: error.start].count(b"\n") + 1, "not UTF-8") from error
-    return list(_FORMATS[path.suffix.lower()](path, text))
+    suffix = path.suffix.lower()
+    if suffix in _SUBTITLES:
+        return unrolled(list(_SUBTITLES[suffix](path, text)))
+    return list(_csv(path, text)), 0
 
 
 def _malformed(path: pathlib.Path, line: int, what: str) -> UserError:
@@ -171,7 +221,7 @@ def _caption(start: Any, end: Any, text: Any) -> Caption | None:
     return (words, *times) if words else None
 
 
-def _srt(path: pathlib.Path, text: str) -> Iterator[Caption]:
+def _srt(path: pathlib.Path, text: str) -> Iterator[Cue]:
     """SubRip: a number, the times, the words, an empty line. Words may hold empty lines, too."""
     lines = _lines(text)
     places = [place for place, line in enumerate(lines) if "-->" in line]
@@ -185,14 +235,18 @@ def _srt(path: pathlib.Path, text: str) -> Iterator[Caption]:
         yield from _cue(path, place, lines[place], words)
 
 
-def _vtt(path: pathlib.Path, text: str) -> Iterator[Caption]:
-    """WebVTT (https://www.w3.org/TR/webvtt1): blocks without times are notes and styles."""
+def _vtt(path: pathlib.Path, text: str) -> Iterator[Cue]:
+    """WebVTT (https://www.w3.org/TR/webvtt1): blocks without times are notes and styles.
+
+    A cue ends at an empty line; one that holds a space is part of it, as automatic captions have.
+    """
     lines = _lines(text)
     if not re.match(r"WEBVTT(\s|$)", lines[0]):
         raise _malformed(path, 1, "a .vtt file begins with WEBVTT")
     for place, line in enumerate(lines):
         if "-->" in line:
-            ends = (at for at in range(place + 1, len(lines)) if not lines[at].strip())
+            after = range(place + 1, len(lines))
+            ends = (at for at in after if not lines[at] or "-->" in lines[at])
             yield from _cue(path, place, line, lines[place + 1 : next(ends, None)])
 
 
@@ -201,18 +255,20 @@ def _lines(text: str) -> list[str]:
     return text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
 
 
-def _cue(path: pathlib.Path, place: int, times: str, words: list[str]) -> Iterator[Caption]:
+def _cue(path: pathlib.Path, place: int, times: str, words: list[str]) -> Iterator[Cue]:
     """Yields a cue, without markup, unless it has no words."""
     match = _TIMES.fullmatch(times)
     if not match or not all(_STAMP.fullmatch(match[side]) for side in (1, 2)):
         raise _malformed(path, place + 1, f"{times[:60]!r} are no times such as 00:01.5 --> 00:03")
     start, end = (tables.seconds(match[side].replace(",", ".")) for side in (1, 2))
-    text = " ".join(html.unescape(_TAG.sub("", " ".join(words))).split())
-    if text:
-        yield text, start, end
+    marked = _TAG.sub("", "\n".join(words))  # a tag may go on in the next line
+    lines = [" ".join(html.unescape(line).split()) for line in marked.split("\n")]
+    if any(lines):
+        yield [line for line in lines if line], start, end
 
 
-_FORMATS = {".csv": _csv, ".srt": _srt, ".vtt": _vtt}
+_SUBTITLES = {".srt": _srt, ".vtt": _vtt}
+_FORMATS = (".csv", *_SUBTITLES)  # the first that there is of a video is taken
 
 
 def _json(path: pathlib.Path) -> Any:
@@ -235,7 +291,7 @@ def _pickle(path: pathlib.Path) -> Any:
         ) from error
 
 
-def _parallel(path: pathlib.Path, name: str, entry: Any) -> list[Caption]:
+def _parallel(path: pathlib.Path, name: str, entry: Any) -> tuple[list[Caption], int]:
     """Makes captions of an entry's parallel lists."""
     try:
         columns = [list(entry[column]) for column in _COLUMNS]
@@ -253,4 +309,4 @@ def _parallel(path: pathlib.Path, name: str, entry: Any) -> list[Caption]:
             captions.append(_caption(*cells))
         except ValueError as error:
             raise UserError(f"{path}, {name!r}, caption {place}: {error}.") from error
-    return [caption for caption in captions if caption]
+    return [caption for caption in captions if caption], 0

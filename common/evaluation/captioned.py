@@ -95,6 +95,24 @@ def of_record(source: Source, number: int) -> tuple[str, list[str]]:
     return clip.id, [text for text, _, _ in clip.captions]
 
 
+def names(source: Source) -> list[str]:
+    """Returns the id of every record, or its shard and number where it has none.
+
+    Raises:
+        UserError: a record cannot be read.
+    """
+    from common.data.shards import BadRecord
+
+    found = []
+    for number in range(len(source.records)):
+        place = source.records.name(number)
+        try:
+            found.append(of_record(source, number)[0] or place)
+        except (BadRecord, ValueError) as error:
+            raise UserError(f"{source.name}: {error} ({place}). Ingest it again.") from error
+    return found
+
+
 def _parsed(source: Source, serialized: bytes) -> tuple[str, list[str]]:
     from common.tf import tf
 

@@ -1,8 +1,8 @@
 """Cuts the clips that an evaluation or an exported bundle embeds, deterministically, in NumPy.
 
 Records and video files come through the same functions, so a bundle sees exactly what evaluation
-saw. The arithmetic is that of BraVe's published evaluation (github.com/google-deepmind/brave), but
-for the TensorFlow, which is not needed here.
+saw. The arithmetic is that of the published evaluations of BraVe (github.com/google-deepmind/brave)
+and MMV, but for the TensorFlow, which is not needed here.
 """
 
 from __future__ import annotations
@@ -13,7 +13,14 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from common.evaluation.protocols import RESIZE_DENOMINATOR, RESIZE_NUMERATOR, Protocol
+from common.evaluation import windows
+from common.evaluation.protocols import (
+    CONSECUTIVE,
+    LOOPED,
+    RESIZE_DENOMINATOR,
+    RESIZE_NUMERATOR,
+    Protocol,
+)
 from common.method import AudioInput, VideoInput
 
 _SLACK = 1e-4  # of a frame: rates are stored in float32
@@ -45,13 +52,25 @@ def frame_indices(
         inputs: what the encoder takes.
         num_clips: how many clips.
     """
-    length = max(1, math.ceil(num_stored * inputs.frame_rate / stored_rate - _SLACK))
+    length = frames_at_rate(num_stored, stored_rate, inputs.frame_rate)
     span = (inputs.num_frames - 1) * inputs.stride + 1
     repeated = length * -(-span // length) if length < span else length
     begin_K = starts(repeated, span, num_clips)
     at_KT = begin_K[:, None] + inputs.stride * np.arange(inputs.num_frames)
-    stored_KT = np.floor((at_KT % length) * (stored_rate / inputs.frame_rate) + _SLACK)
-    return np.minimum(stored_KT.astype(np.int64), num_stored - 1)
+    return stored_frames(at_KT % length, num_stored, stored_rate, inputs.frame_rate)
+
+
+def frames_at_rate(num_stored: int, stored_rate: float, frame_rate: float) -> int:
+    """Returns how many frames, at least 1, a video has at another rate."""
+    return max(1, math.ceil(num_stored * frame_rate / stored_rate - _SLACK))
+
+
+def stored_frames(
+    at: np.ndarray, num_stored: int, stored_rate: float, frame_rate: float
+) -> np.ndarray:
+    """Returns the stored frames, int64, that are shown at the times of frames at another rate."""
+    stored = np.floor(at * (stored_rate / frame_rate) + _SLACK).astype(np.int64)
+    return np.minimum(stored, num_stored - 1)
 
 
 def video_clips(
@@ -63,6 +82,13 @@ def video_clips(
 ) -> np.ndarray:
     """Cuts a video's clips, uint8 (clips * crops, T, S, S, 3), the crops of a clip together.
 
+    By the protocol's rule:
+    - spread: frames as `frame_indices` says, resized to 256/224 of the size, then cropped;
+    - looped: frames as `windows.looped_frames` says, the short side resized to the size, the square
+      in the middle;
+    - consecutive: stored frames from `windows.start_frames` on, as `squares` says; the encoder's
+      frame rate plays no part.
+
     Args:
         frame: returns a stored frame by number, uint8 (H, W, 3); asked once per frame needed.
         num_stored: how many frames there are.
@@ -70,10 +96,21 @@ def video_clips(
         inputs: what the encoder takes.
         protocol: how many clips and crops.
     """
-    indices_KT = frame_indices(num_stored, stored_rate, inputs, protocol.test_clips)
+    inputs, count = protocol.sampling(inputs), protocol.test_clips
+    if protocol.rule == CONSECUTIVE:
+        begin_K = windows.start_frames(num_stored, inputs.num_frames, count)
+        at_KT = begin_K[:, None] + np.arange(inputs.num_frames)
+        return squares(frame, num_stored, at_KT, inputs.size)
+    short_side = inputs.size
+    if protocol.rule == LOOPED:
+        length = frames_at_rate(num_stored, stored_rate, inputs.frame_rate)
+        at_KT = windows.looped_frames(length, inputs.num_frames, inputs.stride, count)
+        indices_KT = stored_frames(at_KT, num_stored, stored_rate, inputs.frame_rate)
+    else:
+        short_side = inputs.size * RESIZE_NUMERATOR // RESIZE_DENOMINATOR
+        indices_KT = frame_indices(num_stored, stored_rate, inputs, count)
     used, place_KT = np.unique(indices_KT, return_inverse=True)
     place_KT = place_KT.reshape(indices_KT.shape)
-    short_side = inputs.size * RESIZE_NUMERATOR // RESIZE_DENOMINATOR
     crops = []
     for index in used:
         image_HWC = resize_short_side(frame(int(index)), short_side)
@@ -81,6 +118,27 @@ def video_clips(
     crops_NJSSC = np.stack(crops)
     clips_KJTSSC = np.moveaxis(crops_NJSSC[place_KT], 1, 2)
     return np.ascontiguousarray(clips_KJTSSC.reshape(-1, *clips_KJTSSC.shape[2:]))
+
+
+def squares(
+    frame: Callable[[int], np.ndarray], num_stored: int, stored_KT: np.ndarray, size: int
+) -> np.ndarray:
+    """Returns the square in the middle of each frame, resized, uint8 (K, T, size, size, 3).
+
+    Args:
+        frame: returns a stored frame by number, uint8 (H, W, 3); asked once per frame needed.
+        num_stored: how many frames there are; what lies after them is black.
+        stored_KT: which stored frames, 0 or more.
+        size: pixels.
+    """
+    used, place_KT = np.unique(np.minimum(stored_KT, num_stored), return_inverse=True)
+    pictures_USSC = np.zeros((len(used), size, size, 3), np.uint8)
+    for picture_SSC, index in zip(pictures_USSC, used, strict=True):
+        if index < num_stored:
+            image_HWC = frame(int(index))
+            (square_HWC,) = square_crops(image_HWC, min(image_HWC.shape[:2]), 1)
+            picture_SSC[:] = resize_short_side(square_HWC, size)
+    return pictures_USSC[place_KT.reshape(stored_KT.shape)]
 
 
 def square_crops(image_HWC: np.ndarray, size: int, count: int) -> list[np.ndarray]:

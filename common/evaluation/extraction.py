@@ -14,7 +14,7 @@ from typing import Any
 from common.data import sources as sources_lib
 from common.errors import UserError
 from common.evaluation import baselines, embedding, features, random_clips, reading
-from common.evaluation.protocols import Protocol
+from common.evaluation.protocols import SPREAD, Protocol
 from common.evaluation.stretches import Stretches
 from common.method import AudioInput, Encoder, VideoInput
 from common.weights import loading
@@ -88,6 +88,7 @@ class Extraction:
             "source": source.name,
             "records": _fingerprint(source),
             "encoder": name,
+            "inputs": dataclasses.asdict(encoder.inputs),
             "features": kind,
             "weights": weights,
             "protocol": dataclasses.asdict(self._protocol),
@@ -134,9 +135,10 @@ class Extraction:
         protocol, rates = self._protocol, self._rates
         if not random:
             return lambda clip, _: reading.cut(clip, inputs, protocol, rates), None
-        cut = random_clips.cutter(inputs, protocol.train_passes, self._seed, rates)
-        video = isinstance(inputs, VideoInput)  # published audio features are not augmented
-        return cut, embedding.training_augmentation(self._seed) if video else None
+        cut = random_clips.cutter(inputs, protocol, self._seed, rates)
+        # Published audio features are not augmented; clips of other rules come as they are wanted.
+        augmented = isinstance(inputs, VideoInput) and protocol.rule == SPREAD
+        return cut, embedding.training_augmentation(self._seed) if augmented else None
 
 
 def _fingerprint(source: sources_lib.Source) -> str:

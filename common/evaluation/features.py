@@ -75,6 +75,14 @@ class Features:
     bad: tuple[Video, ...]
 
 
+def relabelled(features: Features, labels: Mapping[str, tuple[str, ...]]) -> Features:
+    """Returns the same features with labels by video's name; a video without any is unlabelled."""
+    videos = tuple(
+        dataclasses.replace(video, labels=labels.get(video.id, ())) for video in features.videos
+    )
+    return dataclasses.replace(features, videos=videos)
+
+
 def extract(
     root: str | os.PathLike[str],
     description: Mapping[str, Any],

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from common.errors import UserError
 from common.evaluation import intervals, metrics, probes
-from common.evaluation.features import Features, Video
+from common.evaluation.features import Features
 
 DEFAULT_C = {"svm": 1e-4, "ridge": 1e-3, "logistic": 1e-2}
 SWEEP_C = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
@@ -18,17 +17,24 @@ _HELD_OUT = 0.2  # share of training videos on which C is chosen
 _SWEEP_PASSES = 100  # of the SVM solver, enough to rank values of C
 _PATIENCE = 2  # values of C that may be no better than the best before the sweep ends
 
-Labels = Callable[[Video], tuple[str, ...]]
-
 
 @dataclasses.dataclass(frozen=True)
 class ProbeSettings:
-    """How a probe is fitted: its name in `DEFAULT_C`, and C (0: its default; sweep: chosen)."""
+    """How a probe is fitted.
+
+    Attributes:
+        name: in `DEFAULT_C`.
+        C: inverse strength of the regularisation; 0 is its default.
+        sweep: whether C is chosen on training videos.
+        seed: of the probe.
+        standardise: whether an SVM sees standardised features; the other probes always do.
+    """
 
     name: str = "svm"
     C: float = 0.0
     sweep: bool = False
     seed: int = 0
+    standardise: bool = True
 
     def __post_init__(self):
         if self.name not in DEFAULT_C:
@@ -44,13 +50,12 @@ class Split:
         self,
         flag: str,
         features: Features,
-        labels: Labels,
         classes: tuple[str, ...],
         single: bool,
     ):
         """Numbers the classes; raises `UserError` where no video has a label."""
         self.single = single
-        self.videos = [video for video in features.videos if labels(video)]
+        self.videos = [video for video in features.videos if video.labels]
         if not self.videos:
             raise UserError(
                 f"{flag}: none of its {len(features.videos)} videos has a label. Ingest them with "
@@ -58,7 +63,7 @@ class Split:
             )
         self._rows_RD = features.rows_RD
         number = {name: i for i, name in enumerate(classes)}
-        numbers = [[number[name] for name in labels(video)] for video in self.videos]
+        numbers = [[number[name] for name in video.labels] for video in self.videos]
         if single:
             self.targets = np.array([own[0] for own in numbers])
         else:
@@ -103,13 +108,7 @@ class Outcome:
     video_ids: tuple[str, ...]
 
 
-def run(
-    train: Features,
-    test: Features,
-    settings: ProbeSettings,
-    train_labels: Labels = lambda video: video.labels,
-    test_labels: Labels = lambda video: video.labels,
-) -> Outcome:
+def run(train: Features, test: Features, settings: ProbeSettings) -> Outcome:
     """Fits a probe on one split's features and scores it on another's.
 
     Where every video has one label, it is a choice among classes, scored by top-1 and top-5
@@ -119,11 +118,12 @@ def run(
     Raises:
         UserError: a split has no labels, or there are fewer than two classes.
     """
-    labelled = (("--train", train, train_labels), ("--test", test, test_labels))
-    every = [labels(video) for _, part, labels in labelled for video in part.videos]
+    every = [video.labels for part in (train, test) for video in part.videos]
     single = all(len(own) <= 1 for own in every)
     classes = tuple(sorted({name for own in every for name in own}))
-    known, held = (Split(flag, part, labels, classes, single) for flag, part, labels in labelled)
+    known, held = (
+        Split(flag, part, classes, single) for flag, part in (("--train", train), ("--test", test))
+    )
     C, notes = settings.C or DEFAULT_C[settings.name], []
     if settings.sweep:
         C, note = _choose_C(known, len(classes), settings)
@@ -138,6 +138,7 @@ def run(
     row = {
         "probe": settings.name,
         "C": C,
+        "standardised": settings.name != "svm" or settings.standardise,
         "classes": len(classes),
         "train_videos": len(known.videos),
         "test_videos": len(held.videos),
@@ -169,8 +170,12 @@ def _fit(
 ) -> probes.LinearProbe:
     if settings.name == "ridge":
         return probes.fit_ridge(rows, targets, classes, C=C)
-    fit = probes.fit_svm if settings.name == "svm" else probes.fit_logistic
-    return fit(rows, targets, classes, C=C, seed=settings.seed, **options)
+    if settings.name == "svm":
+        return probes.fit_svm(
+            rows, targets, classes, C=C, seed=settings.seed, standardise=settings.standardise,
+            **options,
+        )  # fmt: skip
+    return probes.fit_logistic(rows, targets, classes, C=C, seed=settings.seed, **options)
 
 
 def _statistics(

@@ -23,7 +23,10 @@ _SVM_COPIES = 3
 
 @dataclasses.dataclass(frozen=True)
 class LinearProbe:
-    """A linear map on standardised features: ``((x - mean) / scale) @ weights + bias``."""
+    """A linear map on standardised features: ``((x - mean) / scale) @ weights + bias``.
+
+    Features that were taken as they are have mean 0 and scale 1.
+    """
 
     mean_D: np.ndarray
     scale_D: np.ndarray
@@ -47,14 +50,16 @@ def fit_svm(
     C: float = 1e-4,
     seed: int = 0,
     max_iter: int = 1000,
+    standardise: bool = True,
 ) -> LinearProbe:
-    """Fits the linear SVM of BraVe's published evaluation: squared hinge, one against the rest.
+    """Fits the linear SVM of the published evaluations: squared hinge, one against the rest.
 
     Features are standardised with the training rows' mean and deviation, then given to
-    scikit-learn's ``LinearSVC`` with the defaults it had then (`C` = 1e-4 is behind every published
-    number). Where there are more columns than rows, the rows are first turned into the space they
-    span, which changes neither the problem nor its solution and saves most of the work.
-    Everything is held in memory; see `fit_logistic` for features that do not fit.
+    scikit-learn's ``LinearSVC`` with the defaults it had then. `C` = 1e-4 is behind every number
+    published for BraVe; MMV took 1e-3, MIL-NCE 100 and features as they are. Where there are more
+    columns than rows, the rows are first turned into the space they span, which changes neither the
+    problem nor its solution and saves most of the work. Everything is held in memory; see
+    `fit_logistic` for features that do not fit.
 
     Args:
         features_RD: float32 (R, D).
@@ -63,6 +68,7 @@ def fit_svm(
         C: inverse strength of the regularisation.
         seed: for the solver's order of coordinates.
         max_iter: passes of the solver.
+        standardise: whether features are standardised.
 
     Raises:
         UserError: there are fewer than two classes, or memory is too small.
@@ -73,8 +79,10 @@ def fit_svm(
 
     present = _present_classes(targets)
     _check_memory(features_RD)
-    scaler = StandardScaler()
+    scaler = StandardScaler(with_mean=standardise, with_std=standardise)
     standard_RD = scaler.fit_transform(np.asarray(features_RD, np.float64))
+    mean_D = scaler.mean_ if standardise else np.zeros(features_RD.shape[1])
+    scale_D = scaler.scale_ if standardise else np.ones(features_RD.shape[1])
     basis_DE = None
     if standard_RD.shape[1] > standard_RD.shape[0]:
         basis_DE, turned_ER = np.linalg.qr(standard_RD.T)
@@ -103,7 +111,7 @@ def fit_svm(
     if basis_DE is not None:
         weights_DK = basis_DE @ weights_DK
     weights_DC, bias_C = _spread(weights_DK, bias_K, present, num_classes)
-    return LinearProbe(scaler.mean_, scaler.scale_, weights_DC, bias_C, notes)
+    return LinearProbe(mean_D, scale_D, weights_DC, bias_C, notes)
 
 
 def fit_ridge(

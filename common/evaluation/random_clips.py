@@ -1,30 +1,38 @@
-"""Random clips for training a probe, as published: another stretch and window in every pass."""
+"""Random clips for training a probe, as published: another stretch and window in every pass.
+
+Those of BraVe: github.com/google-deepmind/brave; those of MMV:
+github.com/google-deepmind/deepmind-research, mmv.
+"""
 
 from __future__ import annotations
 
 import numpy as np
 
 from common.data import records
-from common.evaluation import reading
+from common.evaluation import clips, reading
 from common.evaluation.features import BadClip
+from common.evaluation.protocols import LOOPED, Protocol
 from common.method import AudioInput, VideoInput
 
 
 def cutter(
-    inputs: VideoInput | AudioInput, passes: int, seed: int, rates: reading.DefaultRates
+    inputs: VideoInput | AudioInput, protocol: Protocol, seed: int, rates: reading.DefaultRates
 ) -> reading.Cut:
-    """Returns a function that cuts `passes` random clips of a stored clip.
+    """Returns a function that cuts the random clips of a stored clip.
 
     What is drawn depends on the seed, the number of the video and the pass alone.
 
     Args:
         inputs: what the encoder takes.
-        passes: clips per video.
+        protocol: how many, and by which rule.
         seed: of the draws.
         rates: of records that do not say.
     """
+    passes = protocol.train_passes
     if isinstance(inputs, AudioInput):
         return _audio_cutter(inputs, passes, seed, rates)
+    if protocol.rule == LOOPED:
+        return _looped_cutter(protocol.sampling(inputs), passes, seed, rates)
     return _video_cutter(inputs, passes, seed, rates)
 
 
@@ -37,6 +45,47 @@ def _audio_cutter(
         places = max(len(sound_N), needed) - needed + 1 if len(sound_N) >= needed else len(sound_N)
         begin_P = np.random.default_rng([seed, number]).integers(places, size=passes)
         return sound_N[(begin_P[:, None] + np.arange(needed)) % len(sound_N)]
+
+    return cut
+
+
+def _looped_cutter(
+    inputs: VideoInput, passes: int, seed: int, rates: reading.DefaultRates
+) -> reading.Cut:
+    """MMV's: a random start, a random crop of the resized frames, mirrored or not.
+
+    A video that is shorter than a clip is read round and round from any of its frames.
+    """
+    span = (inputs.num_frames - 1) * inputs.stride
+    offset_T = inputs.stride * np.arange(inputs.num_frames)
+
+    def cut(clip: records.Clip, number: int) -> np.ndarray:
+        num_stored, stored_rate = len(clip.frames_jpeg), clip.frame_rate or rates.frame_rate
+        if not num_stored:
+            raise BadClip("it has no frames")
+        rng = np.random.default_rng([seed, number])
+        length = clips.frames_at_rate(num_stored, stored_rate, inputs.frame_rate)
+        begin_P = rng.integers(length - span if length > span else length, size=passes)
+        at_PT = (begin_P[:, None] + offset_T) % length
+        stored_PT = clips.stored_frames(at_PT, num_stored, stored_rate, inputs.frame_rate)
+        frame = clips.encoded_frames(clip.frames_jpeg)
+        try:
+            images = {
+                index: clips.resize_short_side(frame(index), inputs.size)
+                for index in np.unique(stored_PT).tolist()
+            }
+        except ValueError as error:
+            raise BadClip(str(error)) from error
+        height, width, _ = next(iter(images.values())).shape
+        top_P = rng.integers(height - inputs.size + 1, size=passes)
+        left_P = rng.integers(width - inputs.size + 1, size=passes)
+        mirror_P = rng.integers(2, size=passes)
+        drawn = []
+        for stored_T, top, left, mirror in zip(stored_PT, top_P, left_P, mirror_P, strict=True):
+            clip_THWC = np.stack([images[index] for index in stored_T.tolist()])
+            crop_TSSC = clip_THWC[:, top : top + inputs.size, left : left + inputs.size]
+            drawn.append(crop_TSSC[:, :, ::-1] if mirror else crop_TSSC)
+        return np.stack(drawn)
 
     return cut
 

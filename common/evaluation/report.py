@@ -51,6 +51,21 @@ def markdown(rows: Rows) -> list[str]:
     return ["| " + " | ".join(line) + " |" for line in lines]
 
 
+def averages(rows: Rows) -> list[str]:
+    """Returns for each kind of features its main metric's plain mean over several splits."""
+    kinds: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
+    for row in rows:
+        kinds.setdefault((row["encoder"], row["features"]), []).append(row)
+    lines = []
+    for (encoder, features), own in kinds.items():
+        name = next(iter(own[0]["metrics"]))
+        mean = sum(row["metrics"][name]["value"] for row in own) / len(own)
+        splits = ", ".join(row["labels"] for row in own)
+        if len(own) > 1:
+            lines.append(f"{encoder}, {features}: {name} is {100 * mean:.1f}, the mean of {splits}")
+    return lines
+
+
 def remarks(rows: Rows) -> list[str]:
     """Returns what a reader of the table has to know beside it, each thing said once."""
     lines = []

@@ -110,19 +110,8 @@ def window_clips(
     )
     at_KT = begin_K[:, None] + np.arange(inputs.num_frames) / frame_rate
     stored_KT = np.floor(at_KT * stored_rate + _SLACK).astype(np.int64)
-    used, place_KT = np.unique(np.minimum(stored_KT, num_stored), return_inverse=True)
     frame = clips.encoded_frames(clip.frames_jpeg)
     try:
-        pictures = [
-            _square(frame(index), inputs.size) if index < num_stored else None for index in used
-        ]
+        return clips.squares(frame, num_stored, stored_KT, inputs.size)
     except ValueError as error:
         raise BadClip(str(error)) from error
-    black_SSC = np.zeros((inputs.size, inputs.size, 3), np.uint8)
-    pictures_USSC = np.stack([black_SSC if p is None else p for p in pictures])
-    return pictures_USSC[place_KT.reshape(stored_KT.shape)]
-
-
-def _square(image_HWC: np.ndarray, size: int) -> np.ndarray:
-    (square_HWC,) = clips.square_crops(image_HWC, min(image_HWC.shape[:2]), 1)
-    return clips.resize_short_side(square_HWC, size)

@@ -1,8 +1,8 @@
-"""Where the windows of a clip begin in the published evaluations of MIL-NCE.
+"""Where the windows of a clip begin in the published evaluations of MIL-NCE and MMV.
 
-A clip is embedded as the plain mean of its windows (github.com/antoine77340/MIL-NCE_HowTo100M).
-These are the published places; a single window stands at the beginning, while the protocols of
-`common.evaluation.protocols` put a single clip in the middle.
+MSR-VTT, YouCook2 and HMDB-51: github.com/antoine77340/MIL-NCE_HowTo100M; UCF-101:
+github.com/google-deepmind/deepmind-research, mmv. A single window stands at the beginning, while
+BraVe's rule (`common.evaluation.clips.starts`) puts it in the middle.
 """
 
 from __future__ import annotations
@@ -64,3 +64,25 @@ def start_frames(num_stored: int, num_frames: int, count: int) -> np.ndarray:
     if min(num_stored, num_frames, count) < 1:
         raise ValueError(f"{count} windows of {num_frames} of {num_stored} frames")
     return np.linspace(0, max(0, num_stored - num_frames), count).astype(np.int64)
+
+
+def looped_frames(length: int, num_frames: int, stride: int, count: int) -> np.ndarray:
+    """Returns the frames of each window of UCF-101, int64 (count, num_frames).
+
+    Windows begin evenly spaced between frame 0 and `num_frames` strides before the end of the video
+    (up to a stride more than a window needs, as published), rounded down. The frames of a video too
+    short for that are taken round and round, every window from the first one.
+
+    Args:
+        length: frames of the video.
+        num_frames: of a window.
+        stride: frames between two of them.
+        count: how many windows.
+
+    Raises:
+        ValueError: one of them is not positive.
+    """
+    if min(length, num_frames, stride, count) < 1:
+        raise ValueError(f"{count} windows of {num_frames} of {length} frames, stride {stride}")
+    begin_K = np.linspace(0, max(0, length - num_frames * stride), count).astype(np.int64)
+    return (begin_K[:, None] + stride * np.arange(num_frames)) % length

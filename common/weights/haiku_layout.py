@@ -15,8 +15,13 @@ import numpy as np
 from flax import nnx
 
 from common.backbones.batch_norm import BatchNorm
+from common.backbones.inception import ConvUnit
 from common.backbones.resnet_blocks import BottleneckResNet
+from common.backbones.s3d import S3D
 from common.errors import UserError
+
+S3D_STEM = "Conv2d_1a_7x7"
+S3D_NORM = "__cross_replica_batch_norm"
 
 Published = Mapping[str, Mapping[str, Mapping[str, np.ndarray]]]
 """``{"params": {module: {name: array}}, "state": {module: {name: array}}}``."""
@@ -26,8 +31,8 @@ Published = Mapping[str, Mapping[str, Mapping[str, np.ndarray]]]
 class Layer:
     """One of our modules and the published module it corresponds to.
 
-    `leading` counts the axes of length one that a norm's tensors have in front: three after a
-    convolution of images, one after a dense layer, none elsewhere.
+    `leading` counts the axes of length one that a norm's tensors have in front: four after a
+    convolution of videos, three of images, one after a dense layer, none elsewhere.
     """
 
     ours: nnx.Module
@@ -151,6 +156,36 @@ def audio_resnet(trunk: BottleneckResNet, module: str) -> list[Layer]:
             path = f"{root}/~/block_group_{index}/block_{number}"
             layers += _bottleneck(block, norms=path, convs=f"{path}/~")
     return [*layers, Layer(trunk.norm, f"{root}/batch_norm", 3)]
+
+
+def s3d(backbone: S3D, module: str, norm: str = S3D_NORM) -> list[Layer]:
+    """Layers of the S3D of MMV below the module path `module`, which ends in "S3D".
+
+    `norm` is what norms are called, which follows the class in MMV's code that made them.
+    """
+
+    def unit(ours: ConvUnit, name: str, gate: nnx.Module | None = None) -> list[Layer]:
+        root, layers = f"{module}/{name}", []
+        for number, (conv, batch_norm) in enumerate(zip(ours.convs, ours.norms, strict=True)):
+            mark = f"_{number}" if number else ""
+            layers.append(Layer(conv, f"{root}/~/conv3_d{mark}"))
+            layers.append(Layer(batch_norm, f"{root}/{norm}{mark}", 4))
+        return layers + ([Layer(gate.dense, f"{root}/self_gating")] if gate else [])
+
+    layers = [
+        *unit(backbone.conv1, S3D_STEM),
+        *unit(backbone.conv_2b, "Conv2d_2b_1x1"),
+        *unit(backbone.conv_2c, "Conv2d_2c_3x3", backbone.gating),
+    ]
+    for name, block in backbone.blocks.items():
+        path = f"{name.capitalize()}/Branch"
+        layers += unit(block.conv_b0, f"{path}_0_Conv2d_0a_1x1", block.gates[0])
+        for branch in (1, 2):
+            reduction, conv = (getattr(block, f"conv_b{branch}_{part}") for part in "ab")
+            layers += unit(reduction, f"{path}_{branch}_Conv2d_0a_1x1")
+            layers += unit(conv, f"{path}_{branch}_Conv2d_0b_3x3", block.gates[branch])
+        layers += unit(block.conv_b3_b, f"{path}_3_Conv2d_0b_1x1", block.gates[3])
+    return layers
 
 
 def _bottleneck(block: nnx.Module, norms: str, convs: str) -> list[Layer]:

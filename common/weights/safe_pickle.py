@@ -33,18 +33,32 @@ def load_npy(path: str | os.PathLike) -> Any:
         UserError: there is no such file, it is no .npy file or damaged, or it names anything that
             is not needed to rebuild data. The message says what.
     """
+    return _checked(path, _read, ".npy file")
+
+
+def load_pickle(path: str | os.PathLike) -> Any:
+    """What ``pickle.load`` or ``dill.load`` would return, for arrays and plain containers.
+
+    Raises:
+        UserError: as `load_npy`.
+    """
+    return _checked(path, lambda file: inert(Unpickler(file).load()), "pickle")
+
+
+def _checked(path: str | os.PathLike, read: Callable[[Any], Any], kind: str) -> Any:
+    """Reads a file; whatever is wrong with it becomes a `UserError`."""
     if not os.path.isfile(path):
         raise UserError(f"{path}: there is no such file.")
     with open(path, "rb") as file:
         try:
-            return _read(file)
+            return read(file)
         except Forbidden as error:
             raise UserError(
                 f"{path}: the file asks for {error}, which rebuilding arrays does not need; it was "
                 "not read. If you trust its origin, convert it there to plain NumPy arrays."
             ) from error
         except Exception as error:  # damaged input can make the readers fail in any way
-            raise UserError(f"{path}: not a readable .npy file ({error}).") from error
+            raise UserError(f"{path}: not a readable {kind} ({error}).") from error
 
 
 def _read(file: Any) -> Any:

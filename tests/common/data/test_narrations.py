@@ -5,6 +5,7 @@ import json
 import math
 import pathlib
 import pickle
+import re
 import subprocess
 import sys
 
@@ -105,6 +106,108 @@ def test_subrip_words_may_hold_empty_lines_and_numbers(tmp_path):
     text = "1\n00:00:01,0 --> 00:00:02,0\none\n\n22\nthree\n\n2\n00:00:03 --> 00:00:04\nlast\n"
     said = narrations.read(write(tmp_path / "a.srt", text))
     assert said == [("one 22 three", 1.0, 2.0), ("last", 3.0, 4.0)]
+
+
+# As YouTube writes automatic captions: the line before, then the one being said, word by word.
+ROLLING = """WEBVTT
+Kind: captions
+Language: en
+
+00:00:00.030 --> 00:00:02.389 align:start position:0%
+~
+hi<00:00:00.320><c> everyone</c><00:00:00.640><c> today</c>
+
+00:00:02.389 --> 00:00:02.399 align:start position:0%
+hi everyone today
+~
+
+00:00:02.399 --> 00:00:05.030 align:start position:0%
+hi everyone today
+I&#39;m<00:00:02.560><c> going</c><00:00:02.800><c> to</c><00:00:03.000><c> fry</c>
+
+00:00:05.030 --> 00:00:05.040 align:start position:0%
+I&#39;m going to fry
+~
+
+00:00:05.040 --> 00:00:06.500 align:start position:0%
+I&#39;m going to fry
+eggs<00:00:05.500><c> okay</c>
+
+00:00:06.500 --> 00:00:06.510 align:start position:0%
+eggs okay
+~
+
+00:00:06.510 --> 00:00:08.000 align:start position:0%
+eggs okay
+eggs<00:00:06.700><c> okay</c>
+""".replace("~", " ")  # lines of one space
+SAID_ROLLING = [
+    ("hi everyone today", 0.03, 2.389),
+    ("I'm going to fry", 2.399, 5.03),
+    ("eggs okay", 5.04, 6.5),
+    ("eggs okay", 6.51, 8.0),  # said twice
+]
+
+
+def _as_srt(vtt):
+    """The same cues as converters write them: no markup, no empty lines."""
+    cues, out = vtt.split("\n\n")[1:], []
+    for number, cue in enumerate(cues, 1):
+        times, *lines = cue.strip("\n").split("\n")
+        lines = [re.sub("<[^>]*>", "", line).replace("&#39;", "'") for line in lines]
+        times = times.split(" align")[0].replace(".", ",")
+        out += [str(number), times, *filter(str.strip, lines), ""]
+    return "\n".join(out)
+
+
+@pytest.mark.parametrize(("name", "data"), [("a.vtt", ROLLING), ("a.srt", _as_srt(ROLLING))])
+def test_captions_that_roll_are_read_once_and_what_rolls_is_counted(tmp_path, name, data):
+    write(tmp_path / "said" / name, data)
+    assert narrations.read(tmp_path / "said" / name) == SAID_ROLLING
+    write(tmp_path / "said" / "b.vtt", VTT)
+    clips = [item(start_s=2.0, end_s=4.0), item("a/a.mp4"), item("b.mp4")]
+    found = narrations.attach(clips, tmp_path / "said")
+    assert [text for text, _, _ in found.items[0].captions] == [
+        "hi everyone today",
+        "I'm going to fry",
+    ]
+    assert found.repeated == {"a": 6}
+    assert str(found) == (
+        "Narrations: 3 of 3 clips have some; 6 lines that roll from caption to caption are read "
+        "once (1 narrations; the first is a)."
+    )
+
+
+@given(st.lists(st.sampled_from("abc"), min_size=2), st.booleans())
+def test_rolling_lines_of_any_words_are_each_taken_once(said, between):
+    if not between:  # a line said twice can then not be told from one that stays
+        said = [f"{line}{place}" for place, line in enumerate(said)]
+    cues = [(said[:1], 0.0, 0.9)]
+    for place in range(1, len(said)):
+        if between:
+            cues.append((said[place - 1 : place], place - 0.1, float(place)))
+        cues.append((said[place - 1 : place + 1], float(place), place + 0.9))
+    captions, count = narrations.unrolled(cues)
+    assert captions == [(line, float(place), place + 0.9) for place, line in enumerate(said)]
+    assert count == len(cues) - 1
+
+
+@given(st.lists(st.lists(st.sampled_from(["yes", "no", "well"]), min_size=1, max_size=2)))
+def test_captions_lose_nothing_unless_most_of_them_repeat_the_one_before(lines):
+    cues = [
+        each for place, own in enumerate(lines) for each in ((own, place, 1), (["-"], place, 2))
+    ]
+    captions, count = narrations.unrolled(cues)
+    assert count == 0
+    assert captions == [(" ".join(lines), start, end) for lines, start, end in cues]
+
+
+def test_what_is_said_twice_in_ordinary_captions_stays():
+    cues = [(["go"], 0, 1), (["go"], 1, 2), (["go"], 2, 3)]
+    assert narrations.unrolled(cues) == ([("go", 0, 1), ("go", 1, 2), ("go", 2, 3)], 0)
+    song = [(["la la", "la la"], 0, 1), (["la la", "dum"], 1, 2), (["da", "dum"], 2, 3)]
+    song += [(["di", "dum"], 3, 4), (["end"], 4, 5)]
+    assert narrations.unrolled(song)[1] == 0
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,10 @@ AUDIO = AudioInput(num_samples=40, sample_rate=8000)
 RATES = reading.DefaultRates()
 
 
+def _random(passes, rule=protocols.SPREAD):
+    return protocols.Protocol("test", "", passes, 1, 1, rule)
+
+
 def make_clip(name, seed=0, frames=12, samples=100, labels=("red",)):
     rng = np.random.default_rng(seed)
     jpegs = []
@@ -106,7 +110,7 @@ def test_what_a_record_lacks_is_said_and_never_made_up(tmp_path, changes, inputs
         message = "clips-00000-of-00001.tfrecord:0"  # TensorFlow words it
     source = make_source(tmp_path / "data", [dataclasses.replace(make_clip("a"), **changes)])
     if random:
-        cut = random_clips.cutter(inputs, 2, 0, RATES)
+        cut = random_clips.cutter(inputs, _random(2), 0, RATES)
     else:
         cut = lambda clip, _: reading.cut(clip, inputs, protocols.get("quick"))  # noqa: E731
     with pytest.raises(features.BadClip, match=message):
@@ -131,19 +135,19 @@ def test_a_damaged_record_is_named_by_its_shard(tmp_path):
 @pytest.mark.parametrize("inputs", [VIDEO, AUDIO])
 def test_random_clips_depend_on_seed_video_and_pass_alone(inputs):
     clip = make_clip("a")
-    cut = random_clips.cutter(inputs, 3, 7, RATES)
+    cut = random_clips.cutter(inputs, _random(3), 7, RATES)
     first = cut(clip, 5)
     assert first.shape[0] == 3
     assert first.dtype == (np.uint8 if inputs is VIDEO else np.int16)
-    np.testing.assert_array_equal(first, random_clips.cutter(inputs, 3, 7, RATES)(clip, 5))
+    np.testing.assert_array_equal(first, random_clips.cutter(inputs, _random(3), 7, RATES)(clip, 5))
     assert (first[0] != first[1]).any()
     assert (first != cut(clip, 6)).any()
-    assert (first != random_clips.cutter(inputs, 3, 8, RATES)(clip, 5)).any()
+    assert (first != random_clips.cutter(inputs, _random(3), 8, RATES)(clip, 5)).any()
 
 
 def test_random_windows_of_sound_reach_every_place_and_nothing_else():
     clip = make_clip("a", samples=44)
-    windows = random_clips.cutter(AUDIO, 200, 0, RATES)(clip, 0)
+    windows = random_clips.cutter(AUDIO, _random(200), 0, RATES)(clip, 0)
     pcm = reading.sound(clip, AUDIO, RATES)
     possible = {pcm[i : i + 40].tobytes() for i in range(5)}
     assert {window.tobytes() for window in windows} == possible
