@@ -70,7 +70,7 @@ def main(argv: list[str]) -> None:
     unknown = [name for name in FLAGS.baselines if name not in BASELINES]
     if unknown:
         raise UserError(f"--baselines={unknown[0]}: choose among {', '.join(BASELINES)}.")
-    from common.evaluation import extraction, linear, protocols
+    from common.evaluation import extraction, linear, protocols, result_tables
 
     settings = linear.ProbeSettings(FLAGS.probe, FLAGS.C, FLAGS.sweep, FLAGS.seed)
     protocol = protocols.get(FLAGS.protocol)
@@ -93,6 +93,7 @@ def main(argv: list[str]) -> None:
         for name in names:
             rows += _evaluate_encoder(extract, name, settings, tasks)
     results = {
+        "evaluation": result_tables.PROBES,
         "model": loaded.origin,
         "method": loaded.config.method,
         "train": FLAGS.train,
@@ -101,7 +102,7 @@ def main(argv: list[str]) -> None:
         "seed": FLAGS.seed,
         "rows": rows,
     }
-    _report(results)
+    result_tables.show(results)
     if FLAGS.output:
         write_results(results, pathlib.Path(FLAGS.output))
 
@@ -174,17 +175,6 @@ def features_folder() -> Iterator[pathlib.Path]:
     _log.info("Features are not kept; --features=DIR keeps them for further probes.")
     with tempfile.TemporaryDirectory() as folder:
         yield pathlib.Path(folder)
-
-
-def _report(results: dict[str, Any]) -> None:
-    from common.evaluation import report
-
-    protocol = results["protocol"]
-    print(f"\nProbes of frozen features, protocol {protocol['name']}: {protocol['about']}.")
-    print("In percent, with 95% intervals over test videos.\n")
-    print(report.text(results["rows"]))
-    for line in report.remarks(results["rows"]):
-        print(line)
 
 
 def write_results(results: dict[str, Any], output: pathlib.Path) -> None:

@@ -13,7 +13,7 @@ from absl import flags
 ROOT = pathlib.Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 TOOLS = ("ingest", "inspect", "vocabulary", "train", "evaluate", "retrieve", "export", "embed")
-TOOLS += ("report", "demo")
+TOOLS += ("localise", "report", "demo")
 
 
 def commands():

@@ -76,6 +76,24 @@ def from_records(source: Source) -> list[Captioned]:
     return clips
 
 
+def names(source: Source) -> list[str]:
+    """Returns the id of every record, or its shard and number where it has none.
+
+    Raises:
+        UserError: a record cannot be read.
+    """
+    from common.data.shards import BadRecord
+
+    found = []
+    for number in range(len(source.records)):
+        place = source.records.name(number)
+        try:
+            found.append(of_record(source, number)[0] or place)
+        except (BadRecord, ValueError) as error:
+            raise UserError(f"{source.name}: {error} ({place}). Ingest it again.") from error
+    return found
+
+
 def of_record(source: Source, number: int) -> tuple[str, list[str]]:
     """Returns id and captions of a record, reading no frames where that can be helped.
 
@@ -120,7 +138,7 @@ def from_table(path: str | os.PathLike[str], record_ids: Iterable[str]) -> list[
     """
     found: dict[tuple[str, str], list[str]] = {}
     for record in record_ids:
-        found.setdefault(_video_and_span(record), []).append(record)
+        found.setdefault(video_and_span(record), []).append(record)
     captions: dict[tuple[str, tuple[float, float] | None], list[str]] = {}
     missing: list[csv_rows.Row] = []
     for row in (rows := csv_rows.read(path, MSRVTT_COLUMNS, YOUCOOK2_COLUMNS)):
@@ -145,7 +163,7 @@ def from_table(path: str | os.PathLike[str], record_ids: Iterable[str]) -> list[
     return [Captioned(record, tuple(texts), span) for (record, span), texts in captions.items()]
 
 
-def _video_and_span(record: str) -> tuple[str, str]:
+def video_and_span(record: str) -> tuple[str, str]:
     """Returns the video's name and the clip's times, or "" for a whole video, of a record's id."""
     path, _, span = record.rpartition("#") if "#" in record else (record, "", "")
     file = pathlib.PurePosixPath(path)

@@ -147,7 +147,7 @@ def rows(embedded: Embedded, ties: str, inverse_temperature: float = 0.0) -> lis
         ranks = retrieval.ranks_from_embeddings(queries, candidates, right)
         plain.append({**facts, "scores": INNER_PRODUCT, **_outcome(ranks, ties, groups)})
         if inverse_temperature:
-            scores_NM = dual_softmax(_scores(queries, candidates), inverse_temperature)
+            scores_NM = dual_softmax(scores(queries, candidates), inverse_temperature)
             label = f"dual softmax at {inverse_temperature:g}"
             outcome = _outcome(retrieval.ranks(scores_NM, right), ties, groups)
             dual.append({**facts, "scores": label, **outcome})
@@ -166,7 +166,7 @@ def _means(found: Features) -> np.ndarray:
     return np.stack([found.rows_RD[span].mean(axis=0) for span in spans])
 
 
-def _scores(queries_ND: np.ndarray, candidates_MD: np.ndarray) -> np.ndarray:
+def scores(queries_ND: np.ndarray, candidates_MD: np.ndarray) -> np.ndarray:
     """Returns inner products, float64 (N, M); those of equal rows are equal to the last bit."""
     queries_UD, query_N = retrieval.distinct(queries_ND)
     candidates_VD, candidate_M = retrieval.distinct(candidates_MD)

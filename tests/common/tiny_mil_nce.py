@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import jax
+import tiny_brave
+
+from common import attachments, checkpoint, methods
+from common import config as config_lib
 from configs import mil_nce_base
 
 WORDS = ("a", "ball", "rolls", "red", "cat", "sleeps", "dog", "runs", "it", "rains", "wind")
@@ -19,6 +24,17 @@ def get_config(vocabulary="", **changes):
         {key.replace("__", "."): value for key, value in changes.items()}
     )
     return config.lock()
+
+
+def make_run(workdir, vocabulary, step=7, seed=3, **changes):
+    """Saves a model of random numbers as the checkpoint of a step: nothing is trained."""
+    config = get_config(vocabulary, **changes)
+    config_lib.claim(config, workdir)
+    attachments.keep(config, workdir)
+    made = tiny_brave.random_state(methods.create(config), config, seed)
+    checkpoints = checkpoint.Checkpoints(workdir, config)
+    checkpoints.save(step, jax.tree.map(jax.numpy.asarray, made))
+    checkpoints.finish()
 
 
 def write_vocabulary(path):
