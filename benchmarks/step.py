@@ -36,9 +36,8 @@ def define_flags() -> None:
     flags.DEFINE_bool("overhead", False, "measure the loop over a bare step of 50 ms")
 
 
-def main(argv: list[str]) -> None:
+def main(_: list[str]) -> None:
     """Prints the machine, the command and the numbers."""
-    del argv
     import jax
 
     launch.keep_compiled_programs()

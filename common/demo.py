@@ -61,10 +61,8 @@ class _Stages:
         print(f"\n[{self._number}/{self._total}] {title}\n      skipped: {why}", flush=True)
 
 
-def main(argv: list[str]) -> None:
+def main(_: list[str]) -> None:
     """Runs every stage."""
-    if len(argv) > 1:
-        raise UserError(f"Unexpected argument {argv[1]!r}: every setting is a --flag=value.")
     output = pathlib.Path(FLAGS.output)
     records, workdir = output / "records", output / "train"
     stages = _Stages(total=8)

@@ -48,4 +48,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    launch.run(main, define_flags)
+    launch.run(main, define_flags, takes_arguments=True)

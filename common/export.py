@@ -31,10 +31,8 @@ def define_flags() -> None:
     flags.DEFINE_string("protocol", "even", "which clips of a file a bundle embeds and averages")
 
 
-def main(argv: list[str]) -> None:
+def main(_: list[str]) -> None:
     """Opens the model and writes it."""
-    if len(argv) > 1:
-        raise UserError(f"Unexpected argument {argv[1]!r}: every setting is a --flag=value.")
     output = pathlib.Path(FLAGS.output)
     if output.exists():  # said before anything slow is done
         raise UserError(f"{output} exists already; nothing was written. Name another --output.")

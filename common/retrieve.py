@@ -52,10 +52,8 @@ def define_flags() -> None:
     flags.DEFINE_integer("seed", 0, "of untrained weights", 0)
 
 
-def main(argv: list[str]) -> None:
+def main(_: list[str]) -> None:
     """Finds clips by captions and captions by clips."""
-    if len(argv) > 1:
-        raise UserError(f"Unexpected argument {argv[1]!r}: every setting is a --flag=value.")
     unknown = [name for name in FLAGS.baselines if name not in BASELINES]
     if unknown:
         raise UserError(f"--baselines={unknown[0]}: choose among {', '.join(BASELINES)}.")
