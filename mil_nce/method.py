@@ -117,6 +117,9 @@ class MilNce:
         def tokenise(sentences: Sequence[str]) -> np.ndarray:
             return self.views.vocabulary.ids(sentences, model.text.max_words, model.text.lower)
 
+        def words(ids_NW: np.ndarray) -> list[str]:
+            return self.views.vocabulary.sentences(ids_NW)
+
         return {
             "video": Encoder(
                 frames,
@@ -130,7 +133,7 @@ class MilNce:
                 space=SPACE,
             ),
             "text": Encoder(
-                TextInput(model.text.max_words, tokenise),
+                TextInput(model.text.max_words, tokenise, words),
                 model.embedding_dim,
                 lambda model, ids_BW: model.embed_text(ids_BW),
                 space=SPACE,
