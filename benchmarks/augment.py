@@ -38,9 +38,8 @@ def define_flags() -> None:
     flags.DEFINE_integer("clips", 16, "examples measured per way", lower_bound=_BATCH)
 
 
-def main(argv: list[str]) -> None:
+def main(_: list[str]) -> None:
     """Prints one line for each kind of example."""
-    del argv
     machine = f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores"
     print(f"machine: {machine}\ncommand: {' '.join(['python', *sys.argv])}")
     print(f"{'CPU ms per example':28}{'ours':>10}{'published':>12}{'ratio':>8}")

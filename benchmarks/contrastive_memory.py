@@ -34,9 +34,8 @@ def define_flags() -> None:
     flags.DEFINE_integer("repeats", 5, "runs of each form", lower_bound=1)
 
 
-def main(argv: list[str]) -> None:
+def main(_: list[str]) -> None:
     """Prints one table of memory and one of time."""
-    del argv
     import jax
 
     machine = f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores"

@@ -45,9 +45,8 @@ def define_flags() -> None:
     flags.DEFINE_integer("threads", 0, "of the pipeline; 0 means one per core")
 
 
-def main(argv: list[str]) -> None:
+def main(_: list[str]) -> None:
     """Prints one table for each kind of example."""
-    del argv
     folder = _make_records(pathlib.Path(flags.FLAGS.cache), flags.FLAGS.clips)
     print(f"machine: {_machine()}\ncommand: {' '.join(['python', *sys.argv])}")
     for config_name in ("brave_v_a", "brave_v_v"):

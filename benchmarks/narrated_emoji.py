@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import fractions
+import itertools
 import json
 import os
 import pathlib
@@ -173,10 +174,12 @@ def _join(paths: Sequence[pathlib.Path], output: pathlib.Path) -> None:
         stream.height = stream.width = SIZE
         stream.pix_fmt = "yuv420p"
         stream.options = {"crf": "17", "preset": "veryfast"}
+        number = itertools.count()
         for path in paths:
             with av.open(str(path)) as clip:
                 for frame in clip.decode(video=0):
-                    frame.pts = None  # the encoder counts on
+                    frame.pts, frame.time_base = next(number), fractions.Fraction(1, FRAME_RATE)
+                    frame.pict_type = av.video.frame.PictureType.NONE  # the encoder chooses anew
                     joined.mux(stream.encode(frame))
         joined.mux(stream.encode())
     partial.replace(output)

@@ -25,7 +25,6 @@ from absl import flags
 
 from benchmarks import over_seeds
 from common import launch
-from common.errors import UserError
 from common.stages import Stages
 
 FLAGS = flags.FLAGS
@@ -160,10 +159,8 @@ def summarise(runs: Sequence[Mapping[str, Any]]) -> list[list[str]]:
     return table
 
 
-def main(argv: list[str]) -> None:
+def main(_: list[str]) -> None:
     """Prepares the data, trains, searches and prints the table."""
-    if len(argv) > 1:
-        raise UserError(f"Unexpected argument {argv[1]!r}: every setting is a --flag=value.")
     from benchmarks import real_data_sources as sources
 
     output = pathlib.Path(FLAGS.output or f"runs/narrated/{FLAGS.data}")

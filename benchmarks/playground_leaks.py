@@ -154,7 +154,7 @@ def define_flags() -> None:
     flags.DEFINE_integer("test", 400, "held-out clips")
 
 
-def main(argv: list[str]) -> None:
+def main(_: list[str]) -> None:
     """Prints the table."""
     from common.data import playground
 

@@ -17,7 +17,6 @@ from absl import flags
 
 from benchmarks import over_seeds
 from common import launch
-from common.errors import UserError
 from common.stages import Stages
 
 FLAGS = flags.FLAGS
@@ -67,10 +66,8 @@ def train_and_evaluate(records: pathlib.Path, output: pathlib.Path, seed: int) -
     return {name: [row for row in rows if row["encoder"] == name] for name in TASKS}
 
 
-def main(argv: list[str]) -> None:
+def main(_: list[str]) -> None:
     """Renders, trains, evaluates and prints the table."""
-    if len(argv) > 1:
-        raise UserError(f"Unexpected argument {argv[1]!r}: every setting is a --flag=value.")
     output = pathlib.Path(FLAGS.output)
     records = prepare(output)
     train_seed = functools.partial(train_and_evaluate, records, output)

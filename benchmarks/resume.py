@@ -30,9 +30,8 @@ def define_flags() -> None:
     flags.DEFINE_string("config_file", "configs/brave_demo.py:smoke", "configuration to run")
 
 
-def main(argv: list[str]) -> None:
+def main(_: list[str]) -> None:
     """Prints the machine, the command and the two times."""
-    del argv
     print(f"machine: {platform.processor() or platform.machine()}, {os.cpu_count()} cores")
     print(f"command: {' '.join(['python', *sys.argv])}")
     with tempfile.TemporaryDirectory() as folder:

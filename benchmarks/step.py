@@ -46,9 +46,8 @@ def define_flags() -> None:
         flags.DEFINE_integer(name, default, f"with --against: {meaning}", lower_bound=1)
 
 
-def main(argv: list[str]) -> None:
+def main(_: list[str]) -> None:
     """Prints the machine, the command and the numbers."""
-    del argv
     _check_flags()
     import jax
 

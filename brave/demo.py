@@ -11,7 +11,6 @@ import pathlib
 from absl import flags
 
 from common import launch
-from common.errors import UserError
 from common.stages import Stages, export, list_own_videos, shorter_run
 
 FLAGS = flags.FLAGS
@@ -29,10 +28,8 @@ def define_flags() -> None:
     flags.DEFINE_integer("seed", 0, "seed of the rendered world and of the training", 0)
 
 
-def main(argv: list[str]) -> None:
+def main(_: list[str]) -> None:
     """Runs every stage."""
-    if len(argv) > 1:
-        raise UserError(f"Unexpected argument {argv[1]!r}: every setting is a --flag=value.")
     output = pathlib.Path(FLAGS.output)
     records, workdir = output / "records", output / "train"
     stages = Stages(total=8)

@@ -68,4 +68,4 @@ def _files(paths: list[str]) -> list[str]:
 
 
 if __name__ == "__main__":
-    launch.run(main, define_flags)
+    launch.run(main, define_flags, takes_arguments=True)

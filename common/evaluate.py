@@ -78,14 +78,12 @@ def define_flags() -> None:
     flags.DEFINE_integer("seed", 0, "of random clips, untrained weights and probes", 0)
 
 
-def main(argv: list[str]) -> None:
+def main(_: list[str]) -> None:
     """Evaluates every encoder asked for."""
-    if len(argv) > 1:
-        raise UserError(f"Unexpected argument {argv[1]!r}: every setting is a --flag=value.")
     unknown = [name for name in FLAGS.baselines if name not in BASELINES]
     if unknown:
         raise UserError(f"--baselines={unknown[0]}: choose among {', '.join(BASELINES)}.")
-    from common.evaluation import extraction, protocols
+    from common.evaluation import extraction, protocols, result_tables
 
     protocol = protocols.get(FLAGS.protocol)
     settings = _probe_settings(protocol)
@@ -108,6 +106,7 @@ def main(argv: list[str]) -> None:
         for name in names:
             rows += _evaluate_encoder(extract, name, settings, tasks)
     results = {
+        "evaluation": result_tables.PROBES,
         "model": loaded.origin,
         "method": loaded.config.method,
         "train": FLAGS.train,
@@ -117,7 +116,7 @@ def main(argv: list[str]) -> None:
         "seed": FLAGS.seed,
         "rows": rows,
     }
-    _report(results)
+    result_tables.show(results)
     if FLAGS.output:
         write_results(results, pathlib.Path(FLAGS.output))
 
@@ -223,18 +222,6 @@ def features_folder() -> Iterator[pathlib.Path]:
     _log.info("Features are not kept; --features=DIR keeps them for further probes.")
     with tempfile.TemporaryDirectory() as folder:
         yield pathlib.Path(folder)
-
-
-def _report(results: dict[str, Any]) -> None:
-    from common.evaluation import report
-
-    protocol = results["protocol"]
-    print(f"\nProbes of frozen features, protocol {protocol['name']}: {protocol['about']}.")
-    print("In percent, with 95% intervals over test videos.\n")
-    print(report.text(results["rows"]))
-    averages = report.averages(results["rows"]) if results["splits"] else []
-    for line in [*averages, *report.remarks(results["rows"])]:
-        print(line)
 
 
 def write_results(results: dict[str, Any], output: pathlib.Path) -> None:

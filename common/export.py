@@ -6,7 +6,6 @@ writes the layout of the method's published checkpoints instead. Nothing is over
 
 from __future__ import annotations
 
-import json
 import pathlib
 from typing import TYPE_CHECKING, Any
 
@@ -26,20 +25,20 @@ def define_flags() -> None:
     model_flags.define()
     flags.DEFINE_string("output", None, "folder or file to make", required=True)
     flags.DEFINE_enum("format", "bundle", ["bundle", "published"], "what to write")
-    flags.DEFINE_string("results", "", "JSON of common.evaluate, for the bundle's model card")
+    flags.DEFINE_list(
+        "results", [], "JSON of common.evaluate, retrieve or localise, for the bundle's model card"
+    )
     flags.DEFINE_string("protocol", "even", "which clips of a file a bundle embeds and averages")
 
 
-def main(argv: list[str]) -> None:
+def main(_: list[str]) -> None:
     """Opens the model and writes it."""
-    if len(argv) > 1:
-        raise UserError(f"Unexpected argument {argv[1]!r}: every setting is a --flag=value.")
     output = pathlib.Path(FLAGS.output)
     if output.exists():  # said before anything slow is done
         raise UserError(f"{output} exists already; nothing was written. Name another --output.")
-    results = _read_results(FLAGS.results)
-    from common.evaluation import protocols
+    from common.evaluation import protocols, result_tables
 
+    results = [result_tables.read(path) for path in FLAGS.results]
     protocol = protocols.get(FLAGS.protocol)
     loaded = model_flags.open_model()
     if FLAGS.format == "published":
@@ -65,20 +64,6 @@ def main(argv: list[str]) -> None:
 def _describe(origin: dict[str, Any]) -> str:
     step = f", step {origin['step']}" if "step" in origin else ""
     return f"{origin['kind']} {origin['path']}{step}"
-
-
-def _read_results(path: str) -> dict[str, Any] | None:
-    if not path:
-        return None
-    try:
-        results = json.loads(pathlib.Path(path).read_text())
-        if not {"train", "test", "protocol", "rows"} <= set(results):
-            raise ValueError("it has no rows of results")
-    except (OSError, ValueError, TypeError) as error:
-        raise UserError(
-            f"--results={path} is not what common.evaluate --output writes: {error}"
-        ) from None
-    return results
 
 
 def _stored_settings(train: str) -> Settings:

@@ -195,4 +195,4 @@ def _report(folder: str, summary: dict) -> int:
 
 
 if __name__ == "__main__":
-    launch.run(main, define_flags)
+    launch.run(main, define_flags, takes_arguments=True)

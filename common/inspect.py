@@ -175,4 +175,4 @@ def _clips_per_second(config: Any, method: Any) -> float:
 
 
 if __name__ == "__main__":
-    launch.run(main, define_flags)
+    launch.run(main, define_flags, takes_arguments=True)

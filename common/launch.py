@@ -100,17 +100,25 @@ def _cpu_features() -> bytes:
         return platform.processor().encode()
 
 
-def run(main: Callable[[list[str]], int | None], define_flags: Callable[[], None]) -> None:
+def run(
+    main: Callable[[list[str]], int | None],
+    define_flags: Callable[[], None],
+    takes_arguments: bool = False,
+) -> None:
     """Parses the command line, runs ``main(argv)`` and exits with its status.
 
-    ``argv`` holds the program and the positional arguments. `UserError` and a full disk end the
-    process with a message on stderr and status 2, Ctrl-C with status 130. Other exceptions are
-    bugs and keep their stack trace.
+    ``argv`` holds the program and the positional arguments, which are a mistake unless the tool
+    takes them. `UserError` and a full disk end the process with a message on stderr and status 2,
+    Ctrl-C with status 130. Other exceptions are bugs and keep their stack trace.
     """
 
     def guarded(argv: list[str]) -> int | None:
         set_up_logging()
         try:
+            if len(argv) > 1 and not takes_arguments:
+                raise UserError(
+                    f"Unexpected argument {argv[1]!r}: every setting is a --flag=value."
+                )
             return main(argv)
         except UserError as error:
             print(f"error: {error}", file=sys.stderr)

@@ -42,7 +42,7 @@ class Views(Protocol):
         them with ``common.data.decode.take``, which reads no others.
         Runs inside ``tf.data``. ``seed`` is an int32 (2,) tensor, a pure function of (run seed,
         sample number); all randomness comes from it through ``tf.random.stateless_*``. Pixels stay
-        uint8 and sound int16: scaling and augmentation belong to `Method.augment`.
+        uint8, sound int16 and token ids int32: scaling and augmentation belong to `Method.augment`.
         """
         ...
 
@@ -71,6 +71,7 @@ class TextInput:
 
     max_words: int
     tokenise: Callable[[Sequence[str]], np.ndarray]  # sentences to token ids; raises UserError
+    words: Callable[[np.ndarray], list[str]]  # rows of token ids to the sentences they stand for
 
 
 @dataclasses.dataclass(frozen=True)

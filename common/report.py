@@ -1,8 +1,8 @@
 """A page about a run: ``python -m common.report --workdir=DIR --records=SOURCE --output=FILE``.
 
-One self-contained HTML file with the evaluation table, the training curves, and example clips as
-stored, as the networks saw them in training, and as sound. It knows no method: it draws whatever
-entries a method's views have.
+One self-contained HTML file with the tables of evaluations, the training curves, and example clips
+as stored, as the networks saw them in training, as sound and as words. It knows no method: it shows
+whatever entries a method's views have.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ import io
 import json
 import math
 import pathlib
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from absl import flags
@@ -24,6 +25,9 @@ from common.errors import UserError
 if TYPE_CHECKING:
     import numpy as np
     from matplotlib.figure import Figure
+
+    from common.evaluation.result_tables import Table
+    from common.method import Encoder
 
 FLAGS = flags.FLAGS
 
@@ -37,12 +41,14 @@ th, td { text-align: left; padding: .3em .8em; border-bottom: 1px solid #ddd; }
 figure { margin: 1.5em 0; } code { background: #f3f3f3; padding: .1em .3em; }
 """
 _FRAMES = 8  # of a clip that are shown
-_CURVES = (
-    ("Loss", "loss"),
-    ("Agreement of predictions with their targets, means aside", "agreement_"),
-    ("Learning rate", "learning_rate"),
-    ("Share of their dimensions that embeddings use", "collapse/rank/"),
-    ("Clips per second", "clips_per_second"),
+_CURVES = (  # title, and the metrics whose names match
+    ("Loss", r"^loss"),
+    ("Agreement of predictions with their targets, means aside", r"^agreement_"),
+    ("Share of a batch that scores highest with its own", r"_top1$"),
+    ("Score of what belongs together", r"^positive_score$"),
+    ("Learning rate", r"^learning_rate$"),
+    ("Share of their dimensions that embeddings use", r"^collapse/rank/"),
+    ("Clips per second", r"^clips_per_second$"),
 )
 
 
@@ -50,24 +56,23 @@ def define_flags() -> None:
     """Defines the command line."""
     flags.DEFINE_string("workdir", None, "folder of a run of common.train", required=True)
     flags.DEFINE_string("records", None, "source of the example clips", required=True)
-    flags.DEFINE_string("results", "", "JSON of common.evaluate")
+    flags.DEFINE_list("results", [], "JSON of common.evaluate, retrieve or localise")
     flags.DEFINE_string("output", None, "HTML file to write", required=True)
     flags.DEFINE_integer("examples", 4, "example clips", 1)
 
 
-def main(argv: list[str]) -> None:
+def main(_: list[str]) -> None:
     """Writes the page."""
-    if len(argv) > 1:
-        raise UserError(f"Unexpected argument {argv[1]!r}: every setting is a --flag=value.")
+    from common import attachments
     from common import config as config_lib
+    from common.evaluation import result_tables
 
     workdir = pathlib.Path(FLAGS.workdir)
-    config = config_lib.read(workdir)
-    results = _read_json(FLAGS.results) if FLAGS.results else None
+    config = attachments.found(config_lib.read(workdir), workdir)
+    results = [result_tables.read(path) for path in FLAGS.results]
     rows = _read_metrics(workdir / "metrics.jsonl")
     parts = [_heading(config, rows)]
-    if results:
-        parts.append(_table(results))
+    parts += [_table(table) for one in results for table in result_tables.tables(one)]
     parts.append(_curves(rows))
     parts.append(_examples(config, FLAGS.records, FLAGS.examples))
     output = pathlib.Path(FLAGS.output)
@@ -76,13 +81,6 @@ def main(argv: list[str]) -> None:
     temporary.write_text(_page("".join(parts), config.method))
     temporary.replace(output)
     print(f"Wrote {output}")
-
-
-def _read_json(path: str) -> dict[str, Any]:
-    try:
-        return json.loads(pathlib.Path(path).read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(f"--results={path} cannot be read ({error}).") from None
 
 
 def _read_metrics(path: pathlib.Path) -> list[dict[str, float]]:
@@ -117,20 +115,16 @@ def _heading(config: Any, rows: list[dict[str, float]]) -> str:
     )
 
 
-def _table(results: Mapping[str, Any]) -> str:
-    from common.evaluation import report
-
-    heading, *body = report.cells(results["rows"])
+def _table(table: Table) -> str:
+    heading, *body = table.cells
     lines = ["<tr>" + "".join(f"<th>{html.escape(c)}</th>" for c in heading) + "</tr>"]
-    for row, cells in zip(results["rows"], body, strict=True):
-        kind = "trained" if row["features"] == "trained" else "other"
+    for trained, cells in zip(table.trained, body, strict=True):
         columns = "".join(f"<td>{html.escape(c)}</td>" for c in cells)
-        lines.append(f'<tr class="{kind}">{columns}</tr>')
-    remarks = "".join(f"<li>{html.escape(r)}</li>" for r in report.remarks(results["rows"]))
+        lines.append(f'<tr class="{"trained" if trained else "other"}">{columns}</tr>')
+    remarks = "".join(f"<li>{html.escape(remark)}</li>" for remark in table.remarks)
     return (
-        "<h2>Frozen features, probed on videos held out</h2>"
-        f"<p>{html.escape(results['protocol']['about'])}; percent, with 95% intervals.</p>"
-        f"<table>{''.join(lines)}</table><ul class='note'>{remarks}</ul>"
+        f"<h2>{html.escape(table.title)}</h2><p>{html.escape(' '.join(table.about))}</p>"
+        f"<table>{''.join(lines)}</table>" + (f"<ul class='note'>{remarks}</ul>" if remarks else "")
     )
 
 
@@ -140,8 +134,8 @@ def _curves(rows: list[dict[str, float]]) -> str:
 
     drawn = [
         (title, names)
-        for title, prefix in _CURVES
-        if (names := [name for name in rows[-1] if name.startswith(prefix)])
+        for title, pattern in _CURVES
+        if (names := [name for name in rows[-1] if re.search(pattern, name)])
     ]
     figure = Figure(figsize=(10, 3 * math.ceil(len(drawn) / 2)), layout="constrained")
     for place, (title, names) in enumerate(drawn):
@@ -173,30 +167,71 @@ def _examples(config: Any, source: str, count: int) -> str:
     batch = next(pipeline.TrainData(config, method.views).batches(0))
     raw = {name: batch[name] for name in method.views.spec()}
     inputs = jax.device_get(method.augment(raw, example_keys(config.seed, 0, count)))
-    blocks = [_example(raw, inputs, number) for number in range(count)]
+    words = _words(method.encoders.values())
+    blocks = [_example(raw, inputs, number, words) for number in range(count)]
     return (
         "<h2>Example clips and their views</h2><p>For each clip, above: what was cut from the "
         "record. Below: what the networks are given, augmented.</p>" + "".join(blocks)
     )
 
 
-def _example(raw: Mapping[str, np.ndarray], inputs: Mapping[str, np.ndarray], number: int) -> str:
+def _words(encoders: Iterable[Encoder]) -> Callable[[np.ndarray], list[str]] | None:
+    """Returns what turns rows of token ids into sentences, where a network takes text."""
+    from common.method import TextInput
+
+    found = [e.inputs.words for e in encoders if isinstance(e.inputs, TextInput)]
+    return found[0] if found else None
+
+
+def _example(
+    raw: Mapping[str, np.ndarray],
+    inputs: Mapping[str, np.ndarray],
+    number: int,
+    words: Callable[[np.ndarray], list[str]] | None,
+) -> str:
+    """Draws one example; entries that augmentation leaves alone are shown once, tokens as words."""
     from matplotlib.figure import Figure
 
-    pictures = [
-        (f"{name}, {what}", array[number])
+    shown = [
+        (name, what, array[number])
         for what, entries in (("cut", raw), ("given", inputs))
         for name, array in sorted(entries.items(), key=lambda item: -item[1].ndim)
-        if array[number].size > _FRAMES  # the others are single numbers
+        if what == "cut" or name not in raw or not _same(raw[name], array)
+    ]
+    pictures = [
+        entry
+        for entry in shown
+        if not _is_text(entry[2]) and entry[2].size > _FRAMES  # the others are single numbers
     ]
     figure = Figure(figsize=(10, 1.35 * len(pictures)), layout="constrained")
     axes = figure.subplots(len(pictures), 1, squeeze=False)[:, 0]
-    for axis, (name, array) in zip(axes, pictures, strict=True):
+    for axis, (name, what, array) in zip(axes, pictures, strict=True):
         _draw(axis, array)
-        axis.set_ylabel(name.replace(", ", "\n"), fontsize=8)
+        axis.set_ylabel(f"{name}\n{what}", fontsize=8)
         axis.set_xticks([])
         axis.set_yticks([])
-    return f"<figure>{_image(figure, f'clip {number + 1}')}</figure>"
+    texts = "".join(
+        _sentences(name, words(array)) for name, _, array in shown if words and _is_text(array)
+    )
+    return f"<figure>{_image(figure, f'clip {number + 1}')}{texts}</figure>"
+
+
+def _is_text(array: np.ndarray) -> bool:
+    return array.ndim == 2 and array.dtype.name == "int32"
+
+
+def _same(one: np.ndarray, other: np.ndarray) -> bool:
+    return one.dtype == other.dtype and one.shape == other.shape and bool((one == other).all())
+
+
+def _sentences(name: str, sentences: Sequence[str]) -> str:
+    times = {s: sentences.count(s) for s in sentences}  # a narration may stand for several
+    lines = "".join(
+        f"<li>{html.escape(s) or '<i>no known word</i>'}{f' (x {n})' if n > 1 else ''}</li>"
+        for s, n in times.items()
+    )
+    about = f"{html.escape(name)}, as far as its words are known:"
+    return f"<figcaption>{about}<ol>{lines}</ol></figcaption>"
 
 
 def _draw(axis: Any, array: np.ndarray) -> None:
@@ -205,13 +240,16 @@ def _draw(axis: Any, array: np.ndarray) -> None:
 
     if array.ndim == 4:
         chosen = np.linspace(0, len(array) - 1, min(_FRAMES, len(array))).astype(int)
-        strip = np.concatenate(list(array[chosen]), axis=1)
-        if strip.shape[-1] == 2:  # optical flow: the third colour stays neutral
-            strip = np.concatenate([strip, np.full_like(strip[..., :1], strip.max() / 2)], -1)
-        if strip.dtype != np.uint8:
-            low = min(0.0, float(strip.min()))
-            strip = np.clip((strip - low) / max(1.0 - low, 1e-6), 0, 1)
-        axis.imshow(strip, aspect="equal")
+        frames = array[chosen]
+        if frames.shape[-1] == 2:  # optical flow: the third colour stays neutral
+            frames = np.concatenate([frames, np.full_like(frames[..., :1], frames.max() / 2)], -1)
+        if frames.dtype != np.uint8:
+            low = min(0.0, float(frames.min()))
+            frames = np.clip((frames - low) / max(1.0 - low, 1e-6), 0, 1)
+        white = 255 if frames.dtype == np.uint8 else 1.0
+        gap = -(-frames.shape[2] // 32)  # tells one frame from the next
+        strip = np.pad(frames, ((0, 0), (0, 0), (0, gap), (0, 0)), constant_values=white)
+        axis.imshow(np.concatenate(list(strip), axis=1)[:, :-gap], aspect="equal")
     elif array.ndim == 2:
         axis.imshow(array.T, origin="lower", aspect="auto", cmap="magma")
     else:

@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 FLAGS = flags.FLAGS
 BASELINES = ("random",)
 WINDOWS = "windows"
-_NAMED = 10  # unreadable clips named on the terminal; all of them are in the JSON
 
 
 def define_flags() -> None:
@@ -53,21 +52,20 @@ def define_flags() -> None:
     flags.DEFINE_integer("seed", 0, "of untrained weights", 0)
 
 
-def main(argv: list[str]) -> None:
+def main(_: list[str]) -> None:
     """Finds clips by captions and captions by clips."""
-    if len(argv) > 1:
-        raise UserError(f"Unexpected argument {argv[1]!r}: every setting is a --flag=value.")
     unknown = [name for name in FLAGS.baselines if name not in BASELINES]
     if unknown:
         raise UserError(f"--baselines={unknown[0]}: choose among {', '.join(BASELINES)}.")
-    from common.evaluation import extraction, zero_shot
+    from common.evaluation import extraction, result_tables, zero_shot
 
     protocol = _protocol()
     loaded = model_flags.open_model()
     encoders = zero_shot.shared_encoders(loaded)  # what cannot be is said before any work
     source = extraction.open_split("test", FLAGS.test)
     clips, stretches = _clips(source)
-    results = {
+    results: dict[str, Any] = {
+        "evaluation": result_tables.RETRIEVAL,
         "model": loaded.origin,
         "method": loaded.config.method,
         "test": FLAGS.test,
@@ -85,7 +83,7 @@ def main(argv: list[str]) -> None:
         for kind in ("trained", *FLAGS.baselines):
             scored = zero_shot.embed(extract, loaded, encoders, kind, clips, FLAGS.batch_size)
             results["rows"] += zero_shot.rows(scored, FLAGS.ties, FLAGS.dual_softmax)
-    _report(results)
+    result_tables.show(results)
     if FLAGS.output:
         evaluate.write_results(results, pathlib.Path(FLAGS.output))
 
@@ -122,64 +120,6 @@ def _clips(source: Source) -> tuple[list[Captioned], Stretches | None]:
     number_of = {name: number for number, name in enumerate(names)}
     chosen = tuple((number_of[clip.record], clip.span_s) for clip in clips)
     return clips, Stretches(chosen, windows)
-
-
-def _report(results: dict[str, Any]) -> None:
-    from common.evaluation import retrieval
-
-    protocol, rows = results["protocol"], results["rows"]
-    print(f"\nZero-shot retrieval, protocol {protocol['name']}: {protocol['about']}.")
-    print("R@K in percent, ranks from 1, with 95% intervals over videos.")
-    print(f"Ties: {results['ties']} ({retrieval.TIES[results['ties']]}).\n")
-    table = _cells(rows)
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    heading, *body = [
-        "  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip() for line in table
-    ]
-    print("\n".join([heading, "-" * len(heading), *body]))
-    for line in _remarks(rows):
-        print(line)
-
-
-def _cells(rows: list[dict[str, Any]]) -> list[list[str]]:
-    from common.evaluation.intervals import Interval
-
-    metrics = ("R@1", "R@5", "R@10", "median rank", "mean rank")
-    table = [["weights", "scores", "direction", *metrics, "queries", "candidates"]]
-    for row in rows:
-        line = [row["features"], row["scores"], row["direction"]]
-        for name in metrics:
-            interval = Interval(**row["metrics"][name]) if row["metrics"] else None
-            if interval is None:
-                line.append("undefined")
-            elif name.startswith("R@"):
-                line.append(interval.percent())
-            else:
-                line.append(f"{interval.value:.1f} [{interval.low:.1f}, {interval.high:.1f}]")
-        table.append([*line, str(row["num_queries"]), str(row["candidates"])])
-    return table
-
-
-def _remarks(rows: list[dict[str, Any]]) -> list[str]:
-    """Returns what a reader of the table has to know beside it."""
-    from common.evaluation.zero_shot import INNER_PRODUCT
-
-    lines, first = [], rows[0]
-    if left_out := first["left_out"]:
-        lines.append(
-            f"Left out with their captions: {len(left_out)} clips that cannot be read. Among fewer "
-            "candidates the task is easier, so these numbers do not compare with those of all."
-        )
-        lines += [f"  {clip['clip']}: {clip['reason']}" for clip in left_out[:_NAMED]]
-        if len(left_out) > _NAMED:
-            lines.append(f"  and {len(left_out) - _NAMED} more; --output has them all")
-    if unknown := first["captions_without_known_words"]:
-        lines.append(f"{unknown} captions have no word that the text encoder knows.")
-    if any(not row["metrics"] for row in rows):
-        lines.append("--ties=published is not defined where a clip has several right captions.")
-    if any(row["scores"] != INNER_PRODUCT for row in rows):
-        lines.append("Dual softmax looks at all queries at once: a task of its own.")
-    return lines
 
 
 if __name__ == "__main__":

@@ -75,4 +75,4 @@ def _read_index(path: str, bundle: Bundle, encoder: str) -> tuple[list[str], np.
 
 
 if __name__ == "__main__":
-    launch.run(main, define_flags)
+    launch.run(main, define_flags, takes_arguments=True)

@@ -21,10 +21,8 @@ def define_flags() -> None:
     flags.DEFINE_string("workdir", None, "folder of the run: made, or continued", required=True)
 
 
-def main(argv: list[str]) -> int:
+def main(_: list[str]) -> int:
     """Checks the configuration, then trains."""
-    if len(argv) > 1:
-        raise launch.UserError(f"unexpected argument {argv[1]!r}; options begin with --.")
     config = config_lib.load()
     from common import hosts, loop, methods
     from common.data import pipeline

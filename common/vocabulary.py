@@ -41,10 +41,8 @@ def define_flags() -> None:
     )
 
 
-def main(argv: list[str]) -> None:
+def main(_: list[str]) -> None:
     """Makes the vocabulary and says what to type next."""
-    if len(argv) > 1:
-        raise UserError(f"Unexpected argument {argv[1]!r}: every setting is a --flag=value.")
     output = pathlib.Path(FLAGS.output)
     _check_flags(output)
     from common.data import word_vectors

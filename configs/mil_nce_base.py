@@ -41,7 +41,8 @@ def get_config() -> ConfigDict:
     text.hidden = 2048
     text.frozen = True  # whether the word table stays as it is
     text.masked = False  # whether padding is left out of the maximum over words; published: no
-    text.max_words = 20
+    text.max_words = 20  # known words of a narration that are kept in training
+    text.evaluation_words = 30  # of any text afterwards; both as published
     text.lower = True
     text.candidates = 5  # narrations that are compared with a clip
     text.min_time = 5.0  # seconds around a narration in which its clip may lie, at least
@@ -70,7 +71,8 @@ def smoke(config: ConfigDict) -> ConfigDict:
     model.video.num_frames, model.video.size = 4, 32
     model.video.blocks, model.video.width = (1, 1, 1, 1), 0.125
     model.text.vocabulary, model.text.words = "", 20
-    model.text.word_dim, model.text.hidden, model.text.max_words = 8, 16, 4
+    model.text.word_dim, model.text.hidden = 8, 16
+    model.text.max_words, model.text.evaluation_words = 4, 6
     return config
 
 

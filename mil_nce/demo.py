@@ -32,10 +32,8 @@ def define_flags() -> None:
     flags.DEFINE_integer("seed", 0, "seed of the rendered world and of the training", 0)
 
 
-def main(argv: list[str]) -> None:
+def main(_: list[str]) -> None:
     """Runs every stage."""
-    if len(argv) > 1:
-        raise UserError(f"Unexpected argument {argv[1]!r}: every setting is a --flag=value.")
     if bool(FLAGS.videos) != bool(FLAGS.narrations):
         raise UserError(
             "--videos and --narrations go together: a folder of videos, and what is said in them "

@@ -84,8 +84,9 @@ class MilNce:
         Published weights may be used without.
         """
         text = self._config.model.text
-        if text.words < 1:
-            raise UserError(f"config.model.text.words is {text.words}; it must be at least 1.")
+        for key in ("words", "evaluation_words"):
+            if text[key] < 1:
+                raise UserError(f"config.model.text.{key} is {text[key]}; it must be at least 1.")
         if not text.vocabulary:
             return None
         vocabulary = self.views.vocabulary
@@ -115,7 +116,11 @@ class MilNce:
         )
 
         def tokenise(sentences: Sequence[str]) -> np.ndarray:
-            return self.views.vocabulary.ids(sentences, model.text.max_words, model.text.lower)
+            words, lower = model.text.evaluation_words, model.text.lower
+            return self.views.vocabulary.ids(sentences, words, lower)
+
+        def words(ids_NW: np.ndarray) -> list[str]:
+            return self.views.vocabulary.sentences(ids_NW)
 
         return {
             "video": Encoder(
@@ -130,7 +135,7 @@ class MilNce:
                 space=SPACE,
             ),
             "text": Encoder(
-                TextInput(model.text.max_words, tokenise),
+                TextInput(model.text.evaluation_words, tokenise, words),
                 model.embedding_dim,
                 lambda model, ids_BW: model.embed_text(ids_BW),
                 space=SPACE,

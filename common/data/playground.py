@@ -163,10 +163,8 @@ def define_flags() -> None:
     flags.DEFINE_integer("workers", 0, "processes; 0 means one per core")
 
 
-def main(argv: list[str]) -> None:
+def main(_: list[str]) -> None:
     """Renders what the flags ask for."""
-    if len(argv) > 1:
-        raise UserError(f"unexpected argument {argv[1]!r}; every setting is a --flag.")
     from common.data.playground_video import SPLITS, Settings
 
     values = flags.FLAGS

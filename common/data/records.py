@@ -11,7 +11,7 @@ TensorFlow is needed by `parse` alone and is imported there.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -67,7 +67,7 @@ class Clip:
 
     id: str = ""
     path: str = ""
-    frames_jpeg: list[bytes] = dataclasses.field(default_factory=list)
+    frames_jpeg: Sequence[bytes] = dataclasses.field(default_factory=list)
     frame_rate: float | None = None
     waveform: np.ndarray | None = None
     audio_rate: int | None = None

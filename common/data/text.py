@@ -71,6 +71,10 @@ class Vocabulary:
             row_W[: len(known)] = known[:max_words]
         return ids_NW
 
+    def sentences(self, ids_NW: np.ndarray) -> list[str]:
+        """Returns the words that rows of ids stand for; "" for padding alone."""
+        return [" ".join(self.words[place - 1] for place in row if place) for row in ids_NW]
+
     @classmethod
     def count(
         cls,

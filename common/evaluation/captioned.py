@@ -138,7 +138,7 @@ def from_table(path: str | os.PathLike[str], record_ids: Iterable[str]) -> list[
     """
     found: dict[tuple[str, str], list[str]] = {}
     for record in record_ids:
-        found.setdefault(_video_and_span(record), []).append(record)
+        found.setdefault(video_and_span(record), []).append(record)
     captions: dict[tuple[str, tuple[float, float] | None], list[str]] = {}
     missing: list[csv_rows.Row] = []
     for row in (rows := csv_rows.read(path, MSRVTT_COLUMNS, YOUCOOK2_COLUMNS)):
@@ -163,7 +163,7 @@ def from_table(path: str | os.PathLike[str], record_ids: Iterable[str]) -> list[
     return [Captioned(record, tuple(texts), span) for (record, span), texts in captions.items()]
 
 
-def _video_and_span(record: str) -> tuple[str, str]:
+def video_and_span(record: str) -> tuple[str, str]:
     """Returns the video's name and the clip's times, or "" for a whole video, of a record's id."""
     path, _, span = record.rpartition("#") if "#" in record else (record, "", "")
     file = pathlib.PurePosixPath(path)

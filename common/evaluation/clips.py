@@ -127,14 +127,14 @@ def squares(
 
     Args:
         frame: returns a stored frame by number, uint8 (H, W, 3); asked once per frame needed.
-        num_stored: how many frames there are; what lies after them is black.
-        stored_KT: which stored frames, 0 or more.
+        num_stored: how many frames there are; what lies before and after them is black.
+        stored_KT: which stored frames.
         size: pixels.
     """
-    used, place_KT = np.unique(np.minimum(stored_KT, num_stored), return_inverse=True)
+    used, place_KT = np.unique(np.clip(stored_KT, -1, num_stored), return_inverse=True)
     pictures_USSC = np.zeros((len(used), size, size, 3), np.uint8)
     for picture_SSC, index in zip(pictures_USSC, used, strict=True):
-        if index < num_stored:
+        if 0 <= index < num_stored:
             image_HWC = frame(int(index))
             (square_HWC,) = square_crops(image_HWC, min(image_HWC.shape[:2]), 1)
             picture_SSC[:] = resize_short_side(square_HWC, size)

@@ -32,6 +32,12 @@ def open_split(split: str, name: str) -> sources_lib.Source:
         raise UserError(f"--{split}: {error}") from error
 
 
+def default_rates(loaded: loading.Loaded) -> reading.DefaultRates:
+    """Returns the rates that a model's configuration gives to records which do not say theirs."""
+    data = loaded.config.data
+    return reading.DefaultRates(data.default_frame_rate, data.default_audio_rate)
+
+
 class Extraction:
     """Extracts each kind of features once and keeps it."""
 
@@ -62,8 +68,7 @@ class Extraction:
         self._protocol, self._seed = protocol, seed
         self._batch_size, self._threads = batch_size, threads
         self._stretches = stretches
-        data = loaded.config.data
-        self._rates = reading.DefaultRates(data.default_frame_rate, data.default_audio_rate)
+        self._rates = default_rates(loaded)
 
     def __call__(self, name: str, kind: str, split: str) -> features.Features:
         """Returns the features of a split.
@@ -99,7 +104,8 @@ class Extraction:
             read = self._stretches.reader(source, encoder.inputs, cut, self._rates)
             num_videos = len(self._stretches)
             description["stretches"] = self._stretches.description()
-        _log.info("%s, %s features of --%s: %d videos", name, kind, split, num_videos)
+        what = "videos" if "stretches" not in description else "clips"
+        _log.info("%s, %s features of --%s: %d %s", name, kind, split, num_videos, what)
         embedder = embedding.Embedder(encoder, model, self._batch_size, prepare)
         return features.extract(
             self._root, description, num_videos, encoder.dim, read, embedder,

@@ -118,7 +118,7 @@ def _video_cutter(
     def cut(clip: records.Clip, number: int) -> np.ndarray:
         if not clip.frames_jpeg:
             raise BadClip("it has no frames")
-        encoded = tf.constant(clip.frames_jpeg)
+        encoded = tf.constant(list(clip.frames_jpeg))
         stored_rate = tf.constant(clip.frame_rate or rates.frame_rate, tf.float32)
         try:
             drawn = [

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+import operator
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from common.data import records
+from common.data import files, parts, records
 from common.errors import UserError
 from common.evaluation import clips
 from common.evaluation.features import BadClip, Example
@@ -16,6 +17,7 @@ from common.evaluation.protocols import Protocol
 from common.method import AudioInput, VideoInput
 
 if TYPE_CHECKING:
+    from common.data.shards import RecordSet
     from common.data.sources import Source
 
 Cut = Callable[[records.Clip, int], np.ndarray]
@@ -31,7 +33,11 @@ class DefaultRates:
 
 
 class SourceReader:
-    """Reads the videos of a source, one at a time, from any thread (a `features.Read`)."""
+    """Reads the videos of a source, one at a time, from any thread (a `features.Read`).
+
+    Of records on local disks that are indexed by their parts, only the frames that a cut looks at
+    are read: a long video costs no more than the clips that are cut from it.
+    """
 
     def __init__(self, source: Source, modality: str, cut: Cut, rates: DefaultRates):
         """Makes the reader.
@@ -52,6 +58,8 @@ class SourceReader:
                 )
         self._source, self._cut, self._rates = source, cut, rates
         self._modalities = frozenset({modality, "labels"})
+        local = not any(files.is_remote(path) for path in source.records.paths)
+        self._by_frame = modality == "frames" and source.in_parts and local
 
     def __len__(self) -> int:
         return len(self._source.records)
@@ -61,7 +69,7 @@ class SourceReader:
         from common.data.shards import BadRecord
 
         try:
-            clip = self._clip(self._source.records.read(number))
+            clip = self._clip(number)
             name = clip.id or self._source.records.name(number)
             return Example(name, labels(clip), self._cut(clip, number))
         except BadRecord as error:  # says where it is
@@ -69,7 +77,15 @@ class SourceReader:
         except (BadClip, ValueError) as error:
             raise BadClip(f"{self._source.records.name(number)}: {error}") from error
 
-    def _clip(self, serialized: bytes) -> records.Clip:
+    def _clip(self, number: int) -> records.Clip:
+        record_set = self._source.records
+        if self._by_frame:
+            part_P4 = record_set.parts(number)
+            kind_P = part_P4[:, 0]
+            (context,) = record_set.read_parts(number, part_P4[kind_P == parts.CONTEXT])
+            frames = _FramesOnDisk(record_set, number, part_P4[kind_P == parts.FRAME])
+            return dataclasses.replace(records.deserialize(context), frames_jpeg=frames)
+        serialized = record_set.read(number)
         if self._source.parse is records.parse:  # then there is a way without TensorFlow
             return records.deserialize(serialized)
         return self._parsed(serialized)
@@ -94,6 +110,20 @@ class SourceReader:
             label_indices=[int(index) for index in values["labels"]],
             label_texts=[text.decode(errors="replace") for text in values["label_texts"]],
         )
+
+
+class _FramesOnDisk(Sequence[bytes]):
+    """The encoded frames of a record, each of them read when it is looked at."""
+
+    def __init__(self, record_set: RecordSet, number: int, part_F4: np.ndarray):
+        self._record_set, self._number, self._part_F4 = record_set, number, part_F4
+
+    def __len__(self) -> int:
+        return len(self._part_F4)
+
+    def __getitem__(self, index: Any) -> Any:
+        part_14 = self._part_F4[operator.index(index)][None]
+        return self._record_set.read_parts(self._number, part_14)[0]
 
 
 def cut(

@@ -1,4 +1,4 @@
-"""Result tables, for the terminal and for Markdown."""
+"""What is shown of the results of probes."""
 
 from __future__ import annotations
 
@@ -6,8 +6,22 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from common.evaluation.intervals import Interval
+from common.evaluation.result_tables import Table
 
 Rows = Sequence[Mapping[str, Any]]
+
+
+def tables(results: Mapping[str, Any]) -> list[Table]:
+    """Returns the one table of the results of ``common.evaluate``."""
+    protocol, rows = results["protocol"], results["rows"]
+    about = (
+        f"Trained on {results['train']}, tested on {results['test']}; protocol "
+        f"{protocol['name']}: {protocol['about']}.",
+        "In percent, with 95% intervals over test videos.",
+    )
+    trained = [row["features"] == "trained" for row in rows]
+    notes = [*(averages(rows) if results["splits"] else []), *remarks(rows)]
+    return [Table("Linear probes of frozen features", about, cells(rows), trained, notes)]
 
 
 def cells(rows: Rows) -> list[list[str]]:
@@ -32,23 +46,6 @@ def cells(rows: Rows) -> list[list[str]]:
             ]
         )
     return table
-
-
-def text(rows: Rows) -> str:
-    """Returns the table with aligned columns."""
-    table = cells(rows)
-    widths = [max(len(line[i]) for line in table) for i in range(len(table[0]))]
-    lines = [
-        "  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip() for line in table
-    ]
-    return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
-
-
-def markdown(rows: Rows) -> list[str]:
-    """Returns the table as lines of Markdown."""
-    heading, *body = cells(rows)
-    lines = [heading, ["---"] * len(heading), *body]
-    return ["| " + " | ".join(line) + " |" for line in lines]
 
 
 def averages(rows: Rows) -> list[str]:

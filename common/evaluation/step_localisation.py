@@ -9,16 +9,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import os
 from collections.abc import Iterable, Mapping
 
 import numpy as np
 
 from common.errors import UserError
-from common.evaluation import csv_rows, intervals
+from common.evaluation import intervals
 from common.evaluation.intervals import Interval
-
-COLUMNS = ("task", "video", "step", "start", "end")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,25 +31,19 @@ class Step:
 
 @dataclasses.dataclass(frozen=True)
 class Recall:
-    """Recall of each task, and the mean over tasks with its 95% interval over videos."""
+    """Recall of each task, and the mean over tasks with its 95% interval over videos.
+
+    Attributes:
+        by_task: steps found of those shown.
+        average: mean over tasks.
+        shown_by_task: steps shown, summed over the videos of each task.
+        num_videos: that show a step.
+    """
 
     by_task: dict[str, float]
     average: Interval
-
-
-def read_steps(path: str | os.PathLike[str]) -> list[Step]:
-    """Reads annotations: a csv with columns task, video, step (from 1), start, end (seconds).
-
-    Raises:
-        UserError: a column is missing or a cell is wrong; names file, line and column.
-    """
-    steps = []
-    for row in csv_rows.read(path, COLUMNS):
-        number = row.text("step")
-        if not (number.isascii() and number.isdigit()) or int(number) < 1:
-            row.refuse("step", f"{number!r} is not a step number, which count from 1")
-        steps.append(Step(row.text("task"), row.text("video"), int(number), *row.span()))
-    return steps
+    shown_by_task: dict[str, int]
+    num_videos: int
 
 
 def assign(scores_TS: np.ndarray) -> np.ndarray:
@@ -150,7 +141,13 @@ def recall(
         lambda weights_V: float(np.nanmean(by_task(weights_V))), len(shown), resamples, seed
     )
     of_each = by_task(np.ones(len(shown))).tolist()
-    return Recall(dict(zip(tasks, of_each, strict=True)), average)
+    shown_K = np.bincount(task_V, shown_V, len(tasks)).astype(int)
+    return Recall(
+        dict(zip(tasks, of_each, strict=True)),
+        average,
+        dict(zip(tasks, shown_K.tolist(), strict=True)),
+        len(shown),
+    )
 
 
 def _found(

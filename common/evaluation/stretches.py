@@ -1,10 +1,11 @@
-"""Clips other than the whole records of a source: those of a table, and published windows."""
+"""Clips other than the whole records of a source: those of a table, windows, single seconds."""
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
 import json
+import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -29,10 +30,13 @@ class Stretches:
             record was made from, seconds; None is the whole record.
         windows: how many published windows are cut of each clip; 0 cuts what the protocol says,
             which is of whole records.
+        every_second: cuts one window around each second of each clip instead, whose start and end
+            are then whole seconds of the record.
     """
 
     clips: tuple[tuple[int, tuple[float, float] | None], ...]
     windows: int = 0
+    every_second: bool = False
 
     def __len__(self) -> int:
         return len(self.clips)
@@ -40,7 +44,7 @@ class Stretches:
     def description(self) -> dict[str, Any]:
         """Returns what decides the numbers, in JSON's types."""
         digest = hashlib.sha256(json.dumps(self.clips).encode()).hexdigest()
-        return {"clips": digest, "windows": self.windows}
+        return {"clips": digest, "windows": self.windows, "every_second": self.every_second}
 
     def reader(
         self, source: Source, inputs: VideoInput, cut: reading.Cut, rates: reading.DefaultRates
@@ -60,13 +64,15 @@ class Stretches:
 
         def read(number: int) -> Example:
             record, span_s = self.clips[number]
-            if not self.windows:
+            if not self.windows and not self.every_second:
                 return whole(record)
 
-            def cut_windows(clip: records.Clip, _: int) -> np.ndarray:
+            def cut_stretch(clip: records.Clip, _: int) -> np.ndarray:
+                if self.every_second:
+                    return second_clips(clip, span_s, inputs, rates)
                 return window_clips(clip, span_s, inputs, self.windows, rates)
 
-            return reading.SourceReader(source, "frames", cut_windows, rates)(record)
+            return reading.SourceReader(source, "frames", cut_stretch, rates)(record)
 
         return read
 
@@ -80,8 +86,7 @@ def window_clips(
 ) -> np.ndarray:
     """Cuts the windows of MIL-NCE's published retrieval, uint8 (count, T, S, S, 3).
 
-    They begin as `windows.start_seconds` says. A picture is the square in the middle of the stored
-    frame shown at its time, with the frame's shorter side, resized; it is black after the last one.
+    They begin as `windows.start_seconds` says; pictures are those of `_pictures`.
 
     Args:
         clip: the record.
@@ -108,7 +113,44 @@ def window_clips(
     begin_K = windows.start_seconds(
         max(0.0, float(start_s)), float(end_s), inputs.num_frames, frame_rate, count
     )
-    at_KT = begin_K[:, None] + np.arange(inputs.num_frames) / frame_rate
+    return _pictures(clip, begin_K, inputs, stored_rate)
+
+
+def second_clips(
+    clip: records.Clip,
+    seconds: tuple[float, float],
+    inputs: VideoInput,
+    rates: reading.DefaultRates,
+) -> np.ndarray:
+    """Cuts the windows around seconds [first, end) of a record, uint8 (seconds, T, S, S, 3).
+
+    They begin as `windows.start_around_seconds` says; pictures are those of `_pictures`.
+
+    Raises:
+        BadClip: a frame cannot be decoded.
+    """
+    first, end = seconds
+    begin_K = windows.start_around_seconds(
+        int(first), int(end), inputs.num_frames, inputs.frame_rate / inputs.stride
+    )
+    return _pictures(clip, begin_K, inputs, clip.frame_rate or rates.frame_rate)
+
+
+def num_seconds(clip: records.Clip, rates: reading.DefaultRates) -> int:
+    """Returns how many seconds a record has, the last of which may be cut short."""
+    return math.ceil((len(clip.frames_jpeg) - _SLACK) / (clip.frame_rate or rates.frame_rate))
+
+
+def _pictures(
+    clip: records.Clip, begin_K: np.ndarray, inputs: VideoInput, stored_rate: float
+) -> np.ndarray:
+    """Returns the windows that begin at these seconds, uint8 (K, T, S, S, 3).
+
+    A picture is the square in the middle of the stored frame shown at its time, as large as the
+    frame's shorter side, resized; before the first frame and after the last one it is black.
+    """
+    num_stored = len(clip.frames_jpeg)
+    at_KT = begin_K[:, None] + np.arange(inputs.num_frames) * inputs.stride / inputs.frame_rate
     stored_KT = np.floor(at_KT * stored_rate + _SLACK).astype(np.int64)
     frame = clips.encoded_frames(clip.frames_jpeg)
     try:

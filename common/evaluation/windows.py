@@ -1,4 +1,4 @@
-"""Where the windows of a clip begin in the published evaluations of MIL-NCE and MMV.
+"""Where the windows of a clip begin in published evaluations, and those of every second.
 
 MSR-VTT, YouCook2 and HMDB-51: github.com/antoine77340/MIL-NCE_HowTo100M; UCF-101:
 github.com/google-deepmind/deepmind-research, mmv. A single window stands at the beginning, while
@@ -44,6 +44,26 @@ def start_seconds(
         )
     last_s = max(clip_start_s, clip_end_s - num_frames / frame_rate - MARGIN_S)
     return np.linspace(clip_start_s, last_s, count)
+
+
+def start_around_seconds(first: int, end: int, num_frames: int, frame_rate: float) -> np.ndarray:
+    """Returns where the windows of seconds [first, end) begin, float64 seconds (end - first,).
+
+    The window of second t has its middle at t + 0.5. Those of the first seconds begin before the
+    video does, which is a time below 0.
+
+    Args:
+        first: second, from 0.
+        end: second after the last.
+        num_frames: of a window.
+        frame_rate: frames per second of a window.
+
+    Raises:
+        ValueError: frames or rate is not positive.
+    """
+    if num_frames < 1 or not 0 < frame_rate < math.inf:
+        raise ValueError(f"windows of {num_frames} frames at {frame_rate} frames/s")
+    return np.arange(first, end) + 0.5 - num_frames / frame_rate / 2
 
 
 def start_frames(num_stored: int, num_frames: int, count: int) -> np.ndarray:

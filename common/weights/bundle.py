@@ -20,7 +20,7 @@ import os
 import pathlib
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -201,7 +201,7 @@ def save_bundle(
     folder: str | os.PathLike[str],
     protocol: Protocol,
     stored: convert.Settings,
-    results: dict[str, Any] | None = None,
+    results: Sequence[Mapping[str, Any]] = (),
 ) -> None:
     """Writes a bundle; it appears whole or not at all.
 
@@ -210,7 +210,7 @@ def save_bundle(
         folder: to make; must not exist.
         protocol: which clips of a file are embedded.
         stored: how files become frames and sound.
-        results: what ``common.evaluate`` wrote, for the model card.
+        results: what evaluations wrote, for the model card; see `result_tables.read`.
 
     Raises:
         UserError: the folder exists already.

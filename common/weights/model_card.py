@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from common.evaluation import report
+from common.evaluation import result_tables
 from common.evaluation.protocols import Protocol
 from common.method import TextInput, VideoInput
 from common.weights import loading
@@ -23,7 +24,7 @@ def render(
     arrays: dict[str, np.ndarray],
     protocol: Protocol,
     versions: dict[str, Any],
-    results: dict[str, Any] | None,
+    results: Sequence[Mapping[str, Any]],
 ) -> str:
     """Returns the model card as Markdown.
 
@@ -32,7 +33,7 @@ def render(
         arrays: its weights by path.
         protocol: which clips of a file are embedded.
         versions: of the format and of the libraries.
-        results: of ``common.evaluate``, or None where nothing was measured.
+        results: of evaluations; none where nothing was measured.
     """
     config, encoders = loaded.config, loaded.method.encoders
     parameters = sum(a.size for path, a in arrays.items() if path.startswith("params/"))
@@ -91,17 +92,12 @@ def _takes(inputs: Any) -> str:
             f"{inputs.stride}. of {inputs.frame_rate:g} frames/s"
         )
     if isinstance(inputs, TextInput):
-        return f"sentences of at most {inputs.max_words} words"
+        return f"sentences, of which {inputs.max_words} known words are used"
     return f"int16 ({inputs.num_samples},): mono at {inputs.sample_rate} Hz"
 
 
-def _evaluation(results: dict[str, Any] | None) -> list[str]:
-    if results is None:
+def _evaluation(results: Sequence[Mapping[str, Any]]) -> list[str]:
+    tables = [table for one in results for table in result_tables.tables(one)]
+    if not tables:
         return ["Not evaluated when it was exported."]
-    return [
-        f"Linear probes on frozen features, trained on `{results['train']}`, tested on "
-        f"`{results['test']}`; protocol `{results['protocol']['name']}`: "
-        f"{results['protocol']['about']}. In percent, with 95% intervals over test videos.",
-        "",
-        *report.markdown(results["rows"]),
-    ]
+    return [line for table in tables for line in ("", *table.markdown())][1:]

@@ -14,10 +14,11 @@ import tiny_media
 import tiny_mil_nce
 from tool_flags import tool_flags
 
-from common import embed, export, ingest, loop, methods, retrieve, search
-from common.data import pipeline, records, shards
+from common import embed, export, ingest, report, retrieve, search
+from common.data import records, shards
 from common.errors import UserError
 from common.evaluation import retrieval
+from common.evaluation.intervals import Interval
 from common.evaluation.zero_shot import Embedded, rows, video_of
 from common.weights import load_bundle
 
@@ -34,7 +35,7 @@ CLIP_OF_TEXT = [number for number, texts in enumerate(CAPTIONS.values()) for _ i
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
-    """Five files, their records, a run of two steps on these, and its bundle elsewhere."""
+    """Five files, their records, a run, and its bundle elsewhere."""
     folder = tmp_path_factory.mktemp("retrieve")
     for seed, name in enumerate(CAPTIONS):
         tiny_media.write_video(folder / name, seed=seed, frames=20 + 9 * seed, sound=False)
@@ -45,13 +46,12 @@ def world(tmp_path_factory):
     with tool_flags(ingest, *source, *options):
         assert not ingest.main(["ingest"])
     words = tiny_mil_nce.write_vocabulary(folder / "words.txt")
-    config = tiny_mil_nce.get_config(
+    tiny_mil_nce.make_run(
+        folder / "run",
         words,
-        data__train=str(folder / "records" / "test"),
+        data__train=str(folder / "records" / "test"),  # which the bundle reduces files like
         data__max_bad_share=1.0,  # one has no captions, one no known word
     )
-    method = methods.create(config)
-    loop.train(method, config, folder / "run", pipeline.TrainData(config, method.views))
     with tool_flags(export, f"--workdir={folder / 'run'}", f"--output={folder / 'exported'}"):
         export.main(["export"])
     (folder / "exported").rename(folder / "bundle")
@@ -103,7 +103,7 @@ def test_the_numbers_are_those_computed_by_hand_from_the_bundle(world, capsys):
             assert interval["low"] <= interval["value"] <= interval["high"]
     assert [row["candidates"] for row in results["rows"]] == [5, 5]
     assert results["rows"][0]["captions_without_known_words"] == 1
-    assert (results["method"], results["model"]["step"]) == ("mil_nce", 2)
+    assert (results["method"], results["model"]["step"]) == ("mil_nce", 7)
     assert results["protocol"]["name"] == "even"
     printed = capsys.readouterr().out
     assert "1 captions have no word that the text encoder knows" in printed
@@ -242,6 +242,51 @@ def test_a_bundle_embeds_texts_where_the_vocabulary_it_was_trained_with_is_gone(
     np.testing.assert_allclose(rows_ND[:1], jax.jit(model.embed_text)(ids), atol=1e-5)
 
 
+def test_the_results_stand_on_the_model_card_and_on_the_page_about_the_run(world, tmp_path):
+    results = _retrieve(world, "--ties=pessimistic")
+    (tmp_path / "results.json").write_text(json.dumps(results))
+    given = [f"--workdir={world / 'run'}", f"--results={tmp_path / 'results.json'}"]
+    with tool_flags(export, *given, f"--output={tmp_path / 'bundle'}"):
+        export.main(["export"])
+    page = tmp_path / "report.html"
+    shown = f"--records={world / 'records' / 'test'}"
+    with tool_flags(report, *given, shown, "--examples=3", f"--output={page}"):
+        report.main(["report"])
+    card, html = (tmp_path / "bundle" / "README.md").read_text(), page.read_text()
+    assert "### Zero-shot retrieval" in card and "<h2>Zero-shot retrieval</h2>" in html
+    (metrics,) = (row["metrics"] for row in results["rows"] if row["direction"] == "text to video")
+    recall = Interval(**metrics["R@1"]).percent()
+    median = "{value:.1f} [{low:.1f}, {high:.1f}]".format(**metrics["median rank"])
+    cells = ["trained", "inner product", "text to video", recall]
+    assert "| " + " | ".join(cells) + " |" in card
+    assert "<td>" + "</td><td>".join(cells) + "</td>" in html
+    for text in (card, html):
+        assert median in text
+        assert f"Tested on {world / 'records' / 'test'}; protocol even: 4 evenly spread" in text
+        assert "Ties: pessimistic (equal scores ranked against the query)" in text
+        assert "1 captions have no word that the text encoder knows" in text
+
+
+def test_the_page_about_a_run_shows_each_clip_with_its_narrations_in_words(world, tmp_path):
+    page = tmp_path / "report.html"
+    given = (f"--workdir={world / 'run'}", f"--records={world / 'records' / 'test'}")
+    with tool_flags(report, *given, "--examples=3", f"--output={page}"):
+        report.main(["report"])
+    html = page.read_text()
+    assert html.count("data:image/png") == 1 + 3  # curves, and three clips
+    *_, of_clips = html.partition("Example clips")
+    lists = [re.findall("<li>(.*?)</li>", found) for found in re.findall("<ol>.*?</ol>", of_clips)]
+    assert len(lists) == 3
+    said = {
+        name: {" ".join(w for w in text.lower().split() if w in tiny_mil_nce.WORDS) for text in of}
+        for name, of in CAPTIONS.items()
+    }
+    for narrations in lists:
+        shown = [re.fullmatch(r"(.*?)(?: \(x (\d)\))?", narration) for narration in narrations]
+        assert sum(int(found[2] or 1) for found in shown) == 5  # candidates
+        assert {found[1] for found in shown} in said.values() and "" not in narrations
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -279,8 +324,9 @@ def test_the_command_works_and_its_help_is_quick(world):
     done = subprocess.run([*command, *given], cwd=root, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "text to video" in done.stdout
-    loaded = "import common.retrieve as r, sys; r.definetool_flags(); print(sorted(sys.modules))"
+    loaded = "import common.retrieve as r, sys; r.define_flags(); print(sorted(sys.modules))"
     done = subprocess.run([sys.executable, "-c", loaded], cwd=root, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
     for slow in ("jax", "flax", "tensorflow"):
         assert f"'{slow}'" not in done.stdout
 

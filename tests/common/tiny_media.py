@@ -9,7 +9,7 @@ import numpy as np
 def write_video(path, seed=0, frames=30, sound=True, rate=25):
     """Writes an mp4 of moving noise and a tone whose pitch goes with the seed; returns its path."""
     rng = np.random.default_rng(seed)
-    texture = rng.integers(0, 256, (8, 200, 3), np.uint8).repeat(8, axis=0)
+    texture = rng.integers(0, 256, (8, max(200, 80 + 2 * frames), 3), np.uint8).repeat(8, axis=0)
     with av.open(str(path), "w") as container:
         video = container.add_stream("h264", rate=rate, options={"crf": "18"})
         video.width, video.height, video.pix_fmt = 80, 64, "yuv420p"

@@ -46,11 +46,25 @@ def test_a_run_begins_with_the_vectors_stored_with_its_vocabulary(with_vectors, 
     method = methods.create(make_config(with_vectors, **changes))
     with_vectors.unlink()  # it has been read
     (tokens,) = method.encoders["text"].inputs.tokenise(["Cut über"])
-    assert tokens.tolist() == [2, 3, 0, 0]
+    assert tokens.tolist() == [2, 3, 0, 0, 0, 0]
     given_VD, random_VD = map(first_table, (method, methods.create(make_config(**changes))))
     assert given_VD.shape == (7, 8)
     np.testing.assert_array_equal(given_VD[:4], VECTORS)
     np.testing.assert_array_equal(given_VD[4:], random_VD[4:])
+
+
+def test_training_and_evaluation_cut_texts_where_each_is_told_to(tmp_path):
+    WORDS.write(tmp_path / "words.txt")
+    lengths = {"model__text__max_words": 2, "model__text__evaluation_words": 5}
+    method = methods.create(make_config(tmp_path / "words.txt", **lengths))
+    inputs = method.encoders["text"].inputs
+    assert inputs.max_words == 5
+    assert inputs.tokenise(["add add add cut cut cut"]).tolist() == [[1, 1, 1, 2, 2]]
+    spoken = (np.array(["add add add"]), np.array([0.0]), np.array([9.0]))
+    _, narrations_KW = method.views.draw(*spoken, 9.0, 90, np.zeros(2))
+    assert set(map(tuple, narrations_KW.tolist())) == {(1, 1)}
+    published = mil_nce_base.get_config().model.text
+    assert (published.max_words, published.evaluation_words) == (20, 30)
 
 
 def test_a_vocabulary_of_words_alone_leaves_the_table_to_chance(tmp_path):
@@ -64,6 +78,7 @@ def test_a_vocabulary_of_words_alone_leaves_the_table_to_chance(tmp_path):
     [
         ({"model__text__words": 2}, r"words is 2, but .*words.npz has 3 words; set it to 3"),
         ({"model__text__words": 0}, "words is 0; it must be at least 1"),
+        ({"model__text__evaluation_words": 0}, "evaluation_words is 0; it must be at least 1"),
         (
             {"model__text__word_dim": 300},
             r"word_dim is 300, but the vectors in .*words.npz have 8 numbers; set it to 8",

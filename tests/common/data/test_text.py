@@ -32,6 +32,12 @@ def test_words_are_runs_of_letters_digits_underscores_and_apostrophes():
     assert tokenise(said, lower=True)[0] == "don't" and tokenise(said, lower=True)[-1] == "über"
 
 
+def test_ids_are_turned_back_into_the_words_that_were_known():
+    vocabulary = Vocabulary(["dog", "a", "runs"])
+    ids_NW = vocabulary.ids(["A dog, it runs", "xyzzy", "runs runs a dog"], 3, lower=True)
+    assert vocabulary.sentences(ids_NW) == ["a dog runs", "", "runs runs a"]
+
+
 @settings(max_examples=50, deadline=None)
 @given(words=WORDS, said=st.lists(st.text(max_size=30), max_size=4), max_words=st.integers(1, 6))
 def test_known_words_keep_their_order_and_padding_is_at_the_end(words, said, max_words):

@@ -8,7 +8,7 @@ import pytest
 from flax import nnx
 from PIL import Image
 
-from common.data import records, shards
+from common.data import parts, records, shards
 from common.data.sources import Source
 from common.errors import UserError
 from common.evaluation import baselines, embedding, features, protocols, random_clips, reading
@@ -84,6 +84,33 @@ def test_clips_read_through_tensorflow_are_the_same(tmp_path):
         theirs = reading.SourceReader(other, modality, cut, RATES)(0)
         assert (ours.id, ours.labels) == (theirs.id, theirs.labels)
         np.testing.assert_array_equal(ours.inputs, theirs.inputs)
+
+
+def test_only_the_frames_that_are_looked_at_are_read(tmp_path):
+    whole = make_source(tmp_path / "data", [make_clip("a"), make_clip("b", seed=1)])
+    cut = lambda clip, _: reading.cut(clip, VIDEO, protocols.get("quick"))  # noqa: E731
+    expected = reading.SourceReader(whole, "frames", cut, RATES)(1)
+    path = tmp_path / "data" / "clips-00000-of-00001.tfrecord"
+    shards.write_index(path)
+    indexed = Source(whole.name, 1.0, shards.RecordSet.open(whole.name), records.parse)
+    assert indexed.in_parts
+    indexed.records.read = None  # whole records are not read
+    part_P4 = indexed.records.parts(1)
+    frame_F4 = part_P4[part_P4[:, 0] == parts.FRAME]
+    _, offset, _ = indexed.records.locate(1)
+    data = bytearray(path.read_bytes())
+
+    def damage(frame):
+        data[offset + 12 + frame_F4[frame, 1]] ^= 1  # after the length and its checksum
+        path.write_bytes(bytes(data))
+
+    damage(0)  # the clip is frames 3, 5 and 7 of 12
+    found = reading.SourceReader(indexed, "frames", cut, RATES)(1)
+    assert (found.id, found.labels) == (expected.id, expected.labels)
+    np.testing.assert_array_equal(found.inputs, expected.inputs)
+    damage(5)
+    with pytest.raises(features.BadClip, match="record 1: the checksum of a part"):
+        reading.SourceReader(indexed, "frames", cut, RATES)(1)
 
 
 def test_frames_decode_to_what_tensorflow_decodes_when_asked_to_be_accurate():

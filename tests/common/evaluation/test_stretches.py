@@ -11,7 +11,7 @@ from common.data.sources import Source
 from common.errors import UserError
 from common.evaluation import reading, windows
 from common.evaluation.features import BadClip
-from common.evaluation.stretches import Stretches, window_clips
+from common.evaluation.stretches import Stretches, num_seconds, second_clips, window_clips
 from common.method import VideoInput
 
 INPUTS = VideoInput(num_frames=4, frame_rate=5.0, stride=1, size=16)
@@ -81,6 +81,37 @@ def test_a_clip_without_pictures_says_why(clip, span_s, message):
         window_clips(clip, span_s, INPUTS, 2, RATES)
 
 
+def test_the_window_of_a_second_has_its_middle_in_the_middle_of_the_second():
+    ours = second_clips(_clip(), (1, 4), INPUTS, RATES)  # 0.8 s: from 0.1 s to 0.9 s of a second
+    assert ours.shape == (3, 4, 16, 16, 3) and ours.dtype == np.uint8
+    assert _shown(ours).tolist() == [[11, 13, 15, 17], [21, 23, 25, 27], [31, 33, 35, 37]]
+
+
+def test_the_window_of_a_second_is_black_before_the_video_and_after_it():
+    slow = VideoInput(num_frames=4, frame_rate=4.0, stride=2, size=16)  # 2 s
+    first, *_, last = _shown(second_clips(_clip(), (0, 4), slow, RATES)).tolist()
+    assert (first, last) == ([0, 0, 5, 10], [25, 30, 35, 0])
+    grey = records.Clip(frames_jpeg=[_picture(200)] * 40, frame_rate=10.0)
+    (window,) = second_clips(grey, (0, 1), slow, RATES)[..., 0, 0, 0]
+    assert window.tolist() == [0, 200, 200, 200]
+
+
+def test_the_last_second_of_a_record_may_be_cut_short():
+    assert [num_seconds(_clip(frames=n), RATES) for n in (1, 9, 10, 11, 40)] == [1, 1, 1, 2, 4]
+    assert num_seconds(_clip(frames=30, rate=None), RATES) == 2  # at 25 frames/s
+
+
+def test_parts_of_a_video_have_the_windows_of_the_whole(source):
+    whole = Stretches(((1, (0.0, 4.0)),), every_second=True)
+    parts = Stretches(((1, (0.0, 3.0)), (1, (3.0, 4.0))), every_second=True)
+    read = parts.reader(source, INPUTS, lambda *_: None, RATES)
+    np.testing.assert_array_equal(
+        np.concatenate([read(0).inputs, read(1).inputs]),
+        whole.reader(source, INPUTS, lambda *_: None, RATES)(0).inputs,
+    )
+    assert read(1).inputs.shape == (1, 4, 16, 16, 3)
+
+
 @pytest.fixture
 def source(tmp_path):
     data = b"".join(shards.frame(records.serialize(_clip(name))) for name in "abc")
@@ -106,7 +137,8 @@ def test_clips_are_read_in_the_order_of_the_table(source):
 def test_other_clips_and_windows_have_other_descriptions(source):
     every = [Stretches(((1, (1.0, 2.0)),), 2), Stretches(((1, (1.0, 2.5)),), 2)]
     every += [Stretches(((1, (1.0, 2.0)),), 3), Stretches(((1, None),))]
-    assert len({str(one.description()) for one in every}) == 4
+    every += [Stretches(((1, (1.0, 2.0)),), every_second=True)]
+    assert len({str(one.description()) for one in every}) == 5
 
 
 def test_a_source_without_frames_is_refused(source):

@@ -229,10 +229,14 @@ def test_the_model_card_says_what_the_model_is_and_how_it_scored(made, tmp_path)
     row = {"encoder": "video", "features": "trained", "labels": "labels", "classes": 3}
     row |= {"metrics": {"top1": interval}, "train_metrics": {"top1": 0.9}, "test_videos": 40}
     protocol = {"name": "even", "about": EVEN.about}
+    row |= {"notes": [], "left_out": {"unreadable": 2}}
     results = {"train": "a", "test": "b", "protocol": protocol, "rows": [row]}
-    bundle_lib.save_bundle(loaded, tmp_path / "b", EVEN, convert.Settings(), results)
+    results |= {"evaluation": "probes", "splits": ""}
+    bundle_lib.save_bundle(loaded, tmp_path / "b", EVEN, convert.Settings(), [results])
     card = (tmp_path / "b" / "README.md").read_text()
     assert "50.0 [40.0, 60.0]" in card
+    assert "Trained on a, tested on b; protocol even" in card
+    assert "left out 2 unreadable" in card
     assert "embed_videos" in card
     assert "step 7" in card
     versions = json.loads((tmp_path / "b" / "versions.json").read_text())

@@ -1,0 +1,46 @@
+"""How every command line tool begins: what it is given that it does not take is a mistake."""
+
+import subprocess
+import sys
+
+import pytest
+
+TOOL = """
+from common import launch
+
+def main(argv):
+    print("arguments:", *argv[1:])
+
+launch.run(main, lambda: None, takes_arguments={})
+"""
+
+
+def _run(takes_arguments, *arguments):
+    program = [sys.executable, "-c", TOOL.format(takes_arguments), *arguments]
+    return subprocess.run(program, capture_output=True, text=True, check=False)
+
+
+def test_an_argument_that_is_no_flag_is_refused_unless_the_tool_takes_some():
+    done = _run(False, "stray", "other")
+    assert done.returncode == 2
+    assert done.stderr == "error: Unexpected argument 'stray': every setting is a --flag=value.\n"
+    assert done.stdout == ""
+    done = _run(True, "one", "two")
+    assert (done.returncode, done.stdout) == (0, "arguments: one two\n")
+
+
+@pytest.mark.parametrize(
+    ("tool", "flags"),
+    [
+        ("train", ["--workdir=x", "--config=configs/brave_demo.py"]),
+        ("retrieve", ["--test=x"]),
+        ("vocabulary", ["--output=x"]),
+        ("data.playground", ["--output=x"]),
+    ],
+)
+def test_a_stray_argument_is_named_before_a_tool_does_anything(tool, flags):
+    command = [sys.executable, "-m", f"common.{tool}", *flags, "stray"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "Unexpected argument 'stray'" in done.stderr
+    assert "Traceback" not in done.stderr
