@@ -91,7 +91,7 @@ class Ours:
 
         from common import state
 
-        model = _untrained()
+        model = untrained()
         model.eval()
         eval_graph = nnx.graphdef(model)
         model.train()
@@ -149,7 +149,7 @@ class Ours:
         return s3d_layout.write(s3d_layout.layers_of(model))
 
 
-def _untrained() -> Any:
+def untrained() -> Any:
     """An S3D with normal kernels: features of PyTorch's uniform ones would be all but zero."""
     import jax
     import numpy as np

@@ -13,6 +13,7 @@ from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from common.backbones import convolution_3d
 from common.backbones.convolution_3d import convolve, max_pool, same_padding
 
 PACK = golden_rules.Pack("mil_nce")
@@ -47,6 +48,43 @@ def test_the_forms_of_a_convolution_agree_in_value_and_gradients(name, sizes):
         both = (results(x, kernel, form) for form in ("folded", "joint"))
         for folded, joint in zip(*both, strict=True):
             np.testing.assert_allclose(folded, joint, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("name", ["plain_stem", "space", "time", "point_at_stride"])
+def test_a_kernels_gradient_added_up_by_frame_is_that_of_all_frames_at_once(name, monkeypatch):
+    size, stride, padding = _KERNELS[name]
+    sizes = (5, 7, 6)
+    padding = padding or same_padding(sizes, size, stride)
+    with golden_rules.x64():
+        x = jax.random.normal(jax.random.key(0), (2, *sizes, 3), jnp.float64)
+        kernel = jax.random.normal(jax.random.key(1), (*size, 3, 4), jnp.float64)
+        found = []
+        for large in (1, 10**9):
+            monkeypatch.setattr(convolution_3d, "_LARGE", large)
+
+            def loss(kernel):
+                y = jax.checkpoint(lambda k: convolve(x, k, stride, padding, "folded"))(kernel)
+                return jnp.sin(y).sum()
+
+            jaxpr = str(jax.make_jaxpr(jax.grad(loss))(kernel))
+            assert ("scan" in jaxpr or "while" in jaxpr) == (large == 1)
+            found.append(jax.jit(jax.grad(loss))(kernel))
+        np.testing.assert_allclose(*found, rtol=1e-10, atol=1e-10)
+
+
+def test_gradients_in_bfloat16_are_near_those_in_float32():
+    size, stride, padding = _KERNELS["space"]
+    padding = same_padding((4, 8, 8), size, stride)
+
+    def gradients(dtype):
+        x = jax.random.normal(jax.random.key(0), (2, 4, 8, 8, 3)).astype(dtype)
+        kernel = jax.random.normal(jax.random.key(1), (*size, 3, 4)).astype(dtype)
+        loss = lambda *args: convolve(*args, stride, padding, "folded").astype("float32").sum()  # noqa: E731
+        return jax.jit(jax.grad(loss, (0, 1)))(x, kernel)
+
+    for narrow, wide in zip(gradients(jnp.bfloat16), gradients(jnp.float32), strict=True):
+        assert narrow.dtype == jnp.bfloat16
+        assert golden_rules.error_of_max(narrow.astype("float32"), wide) < 0.02
 
 
 @settings(max_examples=50, deadline=None)
