@@ -1,6 +1,7 @@
 """The video network of a checkpoint of MMV, read into the S3D that it shares with MIL-NCE."""
 
 import pickle
+import types
 
 import golden_rules
 import jax
@@ -13,16 +14,11 @@ from common.backbones.s3d import S3D
 from common.errors import UserError
 from common.weights import haiku_layout, loading
 from configs import mil_nce_base
+from mil_nce import checkpoint_layout
 
 PACK = golden_rules.Pack("mmv")
 ROOT = "text_audio_video/visual_module/~/S3D"
 STEM = f"{ROOT}/Conv2d_1a_7x7/~/conv3_d"
-
-
-def _config(stem="space_to_depth"):
-    config = mil_nce_base.smoke(mil_nce_base.get_config())
-    config.model.video.stem = stem
-    return config
 
 
 def _published(norm=haiku_layout.S3D_NORM):
@@ -44,14 +40,25 @@ def _write(path, contents):
     return path
 
 
-def _network(path):
-    return loading.from_published(path, _config(), ["video"]).model.video
+def _model(stem="space_to_depth"):
+    """A model without numbers, with the video network alone: no other part of one is filled."""
+    network = nnx.eval_shape(lambda: S3D(stem, rngs=nnx.Rngs(0)))
+    return types.SimpleNamespace(video=network)
+
+
+@pytest.fixture(scope="module")
+def other():
+    """A model for files that are refused, which leave it as it is."""
+    model = _model()
+    yield model
+    assert isinstance(model.video.conv1.norms[0].scale.get_value(), jax.ShapeDtypeStruct)
 
 
 @pytest.mark.slow
 def test_a_checkpoint_embeds_as_in_haiku(tmp_path):
     path = _write(tmp_path / "mmv_s3d.pkl", _published())
-    loaded = loading.from_published(path, _config(), ["video"])
+    config = mil_nce_base.smoke(mil_nce_base.get_config())
+    loaded = loading.from_published(path, config, ["video"])
     assert list(loaded.method.encoders) == ["video"]
     loaded.model.eval()
     graphdef, variables = nnx.split(loaded.model)
@@ -81,18 +88,21 @@ def test_what_is_written_is_what_was_read_and_all_of_the_network():
 
 
 def test_norms_may_go_by_the_other_name_of_the_published_code(tmp_path):
-    network = _network(_write(tmp_path / "a.pkl", _published("__batch_norm")))
+    model = _model()
+    path = _write(tmp_path / "a.pkl", _published("__batch_norm"))
+    unread = checkpoint_layout.load(path, model, ["video"])
+    assert unread == ["params|text_audio_video/vid2audio_embd/final_projection"]
     second = f"{ROOT}/Mixed_5c/Branch_1_Conv2d_0b_3x3/{haiku_layout.S3D_NORM}_1"
     scale = PACK.checkpoint("s3d")["params"][second]["scale"]
-    ours = network.blocks["mixed_5c"].conv_b1_b.norms[1].scale[...]
+    ours = model.video.blocks["mixed_5c"].conv_b1_b.norms[1].scale[...]
     np.testing.assert_array_equal(ours, scale.reshape(-1))
 
 
 @pytest.mark.parametrize("encoders", [[], ["video_joint"], ["video", "text"]])
-def test_only_the_video_network_can_be_read(tmp_path, encoders):
+def test_only_the_video_network_can_be_read(tmp_path, other, encoders):
     path = _write(tmp_path / "a.pkl", {})
     with pytest.raises(UserError, match="Give --encoder=video"):
-        loading.from_published(path, _config(), encoders)
+        checkpoint_layout.load(path, other, encoders)
 
 
 @pytest.mark.parametrize(
@@ -109,24 +119,24 @@ def test_only_the_video_network_can_be_read(tmp_path, encoders):
         ({"params": {STEM: {"w": np.zeros((2, 4, 4, 24, 64))}}, "state": {}}, "is missing"),
     ],
 )
-def test_another_file_is_refused_by_what_it_lacks(tmp_path, contents, message):
+def test_another_file_is_refused_by_what_it_lacks(tmp_path, other, contents, message):
     path = _write(tmp_path / "a.pkl", contents)
     with pytest.raises(UserError, match=message):
-        _network(path)
+        checkpoint_layout.load(path, other, ["video"])
 
 
 def test_a_model_with_another_stem_is_told_which(tmp_path):
     path = _write(tmp_path / "a.pkl", _published())
     with pytest.raises(UserError, match="is of config.model.video.stem='space_to_depth'"):
-        loading.from_published(path, _config("plain"), ["video"])
+        checkpoint_layout.load(path, _model("plain"), ["video"])
 
 
-def test_nothing_in_a_file_is_executed(tmp_path):
+def test_nothing_in_a_file_is_executed(tmp_path, other):
     class Touch:
         def __reduce__(self):
             return (open, (str(tmp_path / "mark"), "w"))
 
     path = _write(tmp_path / "a.pkl", {"params": Touch(), "state": {}})
     with pytest.raises(UserError, match="it was not read"):
-        _network(path)
+        checkpoint_layout.load(path, other, ["video"])
     assert not (tmp_path / "mark").exists()
