@@ -68,7 +68,7 @@ def playground(output: pathlib.Path) -> Data:
         f"--long_train={FLAGS.train}",
     )  # fmt: skip
     for split, table in (("train", "long_train"), ("test", "test")):
-        _ingest(stages, videos / f"{table}.jsonl", records, split, "--short_side=128")
+        _ingest(stages, videos / f"{table}.jsonl", records, split)
     tests = {"held-out clips": records / "test"}
     return Data("configs/mil_nce_demo.py", records / "train", tests)
 
@@ -99,7 +99,7 @@ def _ingest(stages: Stages, table: pathlib.Path, records: pathlib.Path, split: s
     stages.run(
         f"Records of {split}",
         "common.ingest", f"--source={table}", f"--output={records}", f"--split={split}",
-        "--audio_rate=0", *options,
+        "--audio_rate=0", "--short_side=40", *options,
     )  # fmt: skip
 
 

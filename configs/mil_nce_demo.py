@@ -21,11 +21,11 @@ from configs import mil_nce_base
 def get_config(variant: str = "") -> ConfigDict:
     """Returns the config; ``variant="smoke"`` runs two steps on made-up data."""
     config = mil_nce_base.get_config()
-    config.steps = 1000
+    config.steps = 800
     config.batch_size = 64
     config.compute_dtype = "float32"
     config.log_every = 20
-    config.checkpoint_every = 250
+    config.checkpoint_every = 200
     config.keep_checkpoints = 1
 
     model = config.model
@@ -39,7 +39,6 @@ def get_config(variant: str = "") -> ConfigDict:
     model.video.input = "difference"
     model.video.num_frames = 8
     model.video.size = 32
-    model.video.crop = "resize"
     model.text.words = 400
     model.text.word_dim = 64
     model.text.hidden = 512
@@ -47,8 +46,8 @@ def get_config(variant: str = "") -> ConfigDict:
     model.text.min_time = 3.0
 
     config.optimizer.name = "adamw"
-    config.optimizer.learning_rate = 2e-3
+    config.optimizer.learning_rate = 1e-3
     config.optimizer.final_fraction = 0.1
-    config.optimizer.warmup_steps = 100
+    config.optimizer.warmup_steps = 50
     config.optimizer.weight_decay = 1e-4
     return mil_nce_base.variant_of(config, variant)

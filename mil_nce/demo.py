@@ -87,7 +87,7 @@ def _ingest(stages: Stages, table: pathlib.Path, records: pathlib.Path, split: s
     stages.run(
         title,
         "common.ingest", f"--source={table}", f"--output={records}", f"--split={split}",
-        "--audio_rate=0", "--short_side=128", *narrations,
+        "--audio_rate=0", "--short_side=40", *narrations,  # clips are squares of 32 px cut from it
     )  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""The comparison with PyTorch: its table, its command line and, where it is installed, its network."""
+"""The comparison of S3D-G with PyTorch: both sides are one network, and its table adds up."""
 
 import importlib.util
 import pathlib

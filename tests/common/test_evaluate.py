@@ -246,7 +246,8 @@ def test_an_export_overwrites_nothing_and_says_what_is_wrong(world, tmp_path):
     results = tmp_path / "results.json"
     results.write_text("{}")
     wrong = [run, f"--output={tmp_path / 'b'}", f"--results={results}"]
-    with tool_flags(export, *wrong), pytest.raises(UserError, match="not what common.evaluate"):
+    message = "not what --output of common.evaluate"
+    with tool_flags(export, *wrong), pytest.raises(UserError, match=message):
         export.main(["export"])
     assert not (tmp_path / "b").exists()
 
