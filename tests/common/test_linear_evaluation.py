@@ -219,6 +219,7 @@ def test_flags_come_before_the_protocols_probe(world):
     assert (row["C"], row["standardised"]) == (1e-3, True)
 
 
+@pytest.mark.slow  # for its files
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
