@@ -1,4 +1,4 @@
-"""The comparison with PyTorch: its table, its command line and, where it is installed, its network."""
+"""The comparison with PyTorch: its table, its command line and its network."""
 
 import importlib.util
 import pathlib
