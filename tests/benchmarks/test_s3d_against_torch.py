@@ -1,4 +1,4 @@
-"""The comparison of S3D-G with PyTorch: both sides are one network, and its table adds up."""
+"""The comparison with PyTorch: its table, its command line and its network."""
 
 import importlib.util
 import pathlib
