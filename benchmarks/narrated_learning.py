@@ -65,7 +65,7 @@ def playground(output: pathlib.Path) -> Data:
     stages.run(
         "Rendering the playground",
         "common.data.playground", f"--output={videos}", "--train=0", f"--test={FLAGS.test}",
-        f"--long_train={FLAGS.train}",
+        f"--long_train={FLAGS.train}", "--size=64", "--clutter=0",
     )  # fmt: skip
     for split, table in (("train", "long_train"), ("test", "test")):
         _ingest(stages, videos / f"{table}.jsonl", records, split)

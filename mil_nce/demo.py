@@ -73,7 +73,7 @@ def _tables(stages: Stages, output: pathlib.Path) -> dict[str, pathlib.Path]:
         f"Rendering {FLAGS.train_videos} narrated videos to learn from and {FLAGS.test_clips} "
         "captioned clips held out",
         "common.data.playground", f"--output={videos}", "--train=0", f"--test={FLAGS.test_clips}",
-        f"--long_train={FLAGS.train_videos}", f"--seed={FLAGS.seed}",
+        f"--long_train={FLAGS.train_videos}", f"--seed={FLAGS.seed}", "--size=64", "--clutter=0",
     )  # fmt: skip
     return {"train": videos / "long_train.jsonl", "test": videos / "test.jsonl"}
 

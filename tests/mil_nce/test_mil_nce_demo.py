@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+import tiny_media
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -35,6 +36,21 @@ def test_the_demo_goes_from_narrated_videos_to_a_search(tmp_path):
     )  # fmt: skip
     assert search.returncode == 0, search.stderr
     assert search.stdout.count("/test/") == 8
+
+
+@pytest.mark.slow
+def test_the_demo_takes_your_own_videos_and_subtitles(tmp_path):
+    videos, subtitles = tmp_path / "videos", tmp_path / "subtitles"
+    videos.mkdir()
+    subtitles.mkdir()
+    for number, words in enumerate(("a ball rolls", "the cat sleeps", "a dog runs", "it rains")):
+        tiny_media.write_video(videos / f"{number}.mp4", seed=number, frames=50, sound=False)
+        (subtitles / f"{number}.srt").write_text(f"1\n00:00:00,500 --> 00:00:01,500\n{words}\n")
+    where = (f"--videos={videos}", f"--narrations={subtitles}")
+    done = demo(tmp_path / "demo", *where, "--steps=2")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert (tmp_path / "demo" / "index.npz").exists()
+    assert "none are held out" in done.stdout  # four files in one folder, too short to be cut
 
 
 def test_own_videos_need_their_narrations(tmp_path):
