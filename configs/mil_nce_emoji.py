@@ -19,7 +19,7 @@ def get_config(variant: str = "") -> ConfigDict:
     """Returns the config; ``variant="smoke"`` runs two steps on made-up data."""
     config = mil_nce_demo.get_config()
     with config.unlocked():
-        config.steps = 500
+        config.steps = 1500
         config.model.frame_rate = 3.0
         config.model.evaluation_frames = 4
         config.model.flip = 0.5
