@@ -83,7 +83,7 @@ def test_records_become_words_with_vectors_that_a_method_takes(tmp_path):
     config = mil_nce_base.smoke(mil_nce_base.get_config())
     config.model.text.update(vocabulary=str(output), words=5, word_dim=2)
     (tokens,) = methods.create(config).encoders["text"].inputs.tokenise(["The PAN"])
-    assert tokens.tolist() == [2, 5, 0, 0]
+    assert tokens.tolist() == [2, 5] + 4 * [0]
 
 
 def test_a_vocabulary_that_exists_becomes_a_text_file_or_gets_vectors(tmp_path, run, capsys):
