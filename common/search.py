@@ -7,6 +7,7 @@ product with the text, as in `common.retrieve`.
 
 from __future__ import annotations
 
+import zipfile
 from typing import TYPE_CHECKING
 
 from absl import flags
@@ -63,7 +64,7 @@ def _read_index(path: str, bundle: Bundle, encoder: str) -> tuple[list[str], np.
         with np.load(path, allow_pickle=False) as index:
             features_ND, made_with = index["features"], str(index["encoder"])
             paths = [str(name) for name in index["paths"]]
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
         raise UserError(f"--index={path} is no index of videos: {error}. {how}") from error
     if made_with != encoder or features_ND.shape != (len(paths), bundle.encoders[encoder].dim):
         raise UserError(
