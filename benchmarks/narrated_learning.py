@@ -96,11 +96,8 @@ def emoji(output: pathlib.Path) -> Data:
 
 
 def _ingest(stages: Stages, table: pathlib.Path, records: pathlib.Path, split: str, *options: str):
-    stages.run(
-        f"Records of {split}",
-        "common.ingest", f"--source={table}", f"--output={records}", f"--split={split}",
-        "--audio_rate=0", "--short_side=40", *options,
-    )  # fmt: skip
+    title, small = f"Records of {split}", ("--audio_rate=0", "--short_side=40")
+    stages.ingest(title, table, records, split, *small, *options)
 
 
 def train_and_search(data: Data, words: pathlib.Path, output: pathlib.Path, seed: int) -> dict:
@@ -108,6 +105,8 @@ def train_and_search(data: Data, words: pathlib.Path, output: pathlib.Path, seed
     stages, rows = Stages(), {kind: {} for kind in _KINDS}
     for kind, candidates in _CANDIDATES.items():
         workdir = output / f"candidates_{candidates}" / f"seed_{seed}"
+        # Untrained, both networks are the same.
+        baselines = ["--baselines=random"] if kind == _KINDS[0] else []
         over_seeds.train(
             data.config, workdir, seed, data.train, FLAGS.steps,
             f"--config.model.text.candidates={candidates}",
@@ -119,7 +118,7 @@ def train_and_search(data: Data, words: pathlib.Path, output: pathlib.Path, seed
             stages.run(
                 f"{kind}, seed {seed}: looking for {title}",
                 "common.retrieve", f"--workdir={workdir}", f"--test={test}", "--protocol=quick",
-                "--baselines=random", f"--seed={seed}", f"--output={results}",
+                f"--seed={seed}", f"--output={results}", *baselines,
             )  # fmt: skip
             for row in json.loads(results.read_text())["rows"]:
                 if row["direction"] == "text to video":
@@ -151,8 +150,7 @@ def summarise(runs: Sequence[Mapping[str, Any]]) -> list[list[str]]:
                 interval = Interval(**found[0][name])
                 if len(found) > 1:
                     interval = mean_over_seeds([metrics[name]["value"] for metrics in found])
-                low, high = scale * interval.low, scale * interval.high
-                mean = f"{scale * interval.value:.1f} [{low:.1f}, {high:.1f}]"
+                mean = interval.text(scale)
                 by_seed = " / ".join(f"{value:.1f}" for value in values)
                 cells.append(f"{by_seed}: {mean}" if len(found) > 1 else mean)
             table.append([f"{title} ({found[0]['candidates']})", kind, *cells])
@@ -170,10 +168,7 @@ def main(_: list[str]) -> None:
         print(f"skipped: the clips cannot be fetched from here: {error}")
         return
     words = output / "words.txt"
-    if not words.exists():
-        Stages().run(
-            "Listing the words", "common.vocabulary", f"--source={data.train}", f"--output={words}"
-        )
+    Stages().make(words, "Listing the words", "common.vocabulary", f"--source={data.train}")
     began = time.monotonic()
     search = functools.partial(train_and_search, data, words, output)
     runs = [search(seed) for seed in range(FLAGS.seeds)]

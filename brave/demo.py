@@ -11,7 +11,7 @@ import pathlib
 from absl import flags
 
 from common import launch
-from common.stages import Stages, export, list_own_videos, shorter_run
+from common.stages import Stages, list_own_videos, shorter_run
 
 FLAGS = flags.FLAGS
 _SPLITS = ("train", "test")
@@ -45,7 +45,11 @@ def main(_: list[str]) -> None:
             f"--test={FLAGS.test_clips}", f"--seed={FLAGS.seed}",
         )  # fmt: skip
     for split in _SPLITS:
-        _ingest(stages, tables / f"{split}.jsonl", records, split)
+        stages.ingest(
+            f"Turning the {split} videos into records: frames as JPEG, sound as samples",
+            tables / f"{split}.jsonl", records, split,
+            "--audio_rate=16000", "--short_side=128", "--require_sound",
+        )  # fmt: skip
     stages.run("Checking the records", "common.inspect", str(records), "--max_records=200")
     stages.run(
         "Training BraVe: a short clip and the sound of the whole video predict each other",
@@ -55,18 +59,6 @@ def main(_: list[str]) -> None:
     )  # fmt: skip
     _judge(stages, output, records, workdir, can_probe)
     print(_closing_words(output))
-
-
-def _ingest(stages: Stages, table: pathlib.Path, records: pathlib.Path, split: str) -> None:
-    title = f"Turning the {split} videos into records: frames as JPEG, sound as samples"
-    if not table.stat().st_size:
-        stages.skip(title, "there are none")
-        return
-    stages.run(
-        title,
-        "common.ingest", f"--source={table}", f"--output={records}", f"--split={split}",
-        "--audio_rate=16000", "--short_side=128", "--require_sound",
-    )  # fmt: skip
 
 
 def _judge(
@@ -89,7 +81,10 @@ def _judge(
     else:
         stages.skip(title, "no two labels on both sides (the folders of the videos are labels)")
     with_results = [f"--results={results}"] if can_probe else []
-    export(stages, workdir, bundle, *with_results)
+    stages.make(
+        bundle, "Exporting a bundle that stands alone",
+        "common.export", f"--workdir={workdir}", *with_results,
+    )  # fmt: skip
     shown = next(records / split for split in reversed(_SPLITS) if (records / split).exists())
     stages.run(
         "Writing the report",

@@ -39,6 +39,25 @@ class Stages:
         now = time.monotonic()
         print(f"      {now - began:.0f} s (since the start: {now - self._start:.0f} s)", flush=True)
 
+    def make(self, path: pathlib.Path, title: str, *module_and_flags: str) -> None:
+        """Runs what makes `path`, given as its ``--output``, or keeps what is there."""
+        if path.exists():
+            self.skip(title, f"{path} is there already and is kept")
+        else:
+            self.run(title, *module_and_flags, f"--output={path}")
+
+    def ingest(
+        self, title: str, table: pathlib.Path, records: pathlib.Path, split: str, *flags: str
+    ) -> None:
+        """Turns the media of a table into a split of records, unless it lists none."""
+        if not table.stat().st_size:
+            self.skip(title, "there are none")
+            return
+        self.run(
+            title,
+            "common.ingest", f"--source={table}", f"--output={records}", f"--split={split}", *flags,
+        )  # fmt: skip
+
     def skip(self, title: str, why: str) -> None:
         """Says that a stage has nothing to do."""
         self._announce(title)
@@ -76,12 +95,3 @@ def list_own_videos(
     listed = ", ".join(f"{count} {split}" for split, count in counts.items())
     stages.skip("Rendering videos", f"using those of {videos}; clips: {listed}")
     return can_probe
-
-
-def export(stages: Stages, workdir: pathlib.Path, bundle: pathlib.Path, *flags: str) -> None:
-    """Exports the run as a bundle, or keeps the one that is there."""
-    title = "Exporting a bundle that stands alone"
-    if bundle.exists():
-        stages.skip(title, f"{bundle} is there already and is kept")
-    else:
-        stages.run(title, "common.export", f"--workdir={workdir}", f"--output={bundle}", *flags)

@@ -12,7 +12,7 @@ from absl import flags
 
 from common import launch
 from common.errors import UserError
-from common.stages import Stages, export, list_own_videos, shorter_run
+from common.stages import Stages, list_own_videos, shorter_run
 
 FLAGS = flags.FLAGS
 _SEGMENT_S = 30.0  # of the user's long videos: several narrations, not the whole talk
@@ -43,13 +43,17 @@ def main(_: list[str]) -> None:
     records, workdir, words = output / "records", output / "train", output / "words.txt"
     stages = Stages(total=10)
     tables = _tables(stages, output)
+    narrations = [f"--narrations={FLAGS.narrations}"] if FLAGS.narrations else []
     for split, table in tables.items():
-        _ingest(stages, table, records, split)
-    title = "Listing the words of the narrations"
-    if words.exists():
-        stages.skip(title, f"{words} is there already and is kept")
-    else:
-        stages.run(title, "common.vocabulary", f"--source={records / 'train'}", f"--output={words}")
+        stages.ingest(
+            f"Turning the {split} videos into records: frames as JPEG, and what is said",
+            table, records, split,
+            "--audio_rate=0", "--short_side=40", *narrations,  # clips are squares of 32 px of it
+        )  # fmt: skip
+    stages.make(
+        words, "Listing the words of the narrations",
+        "common.vocabulary", f"--source={records / 'train'}",
+    )  # fmt: skip
     stages.run("Checking the records", "common.inspect", str(records), "--max_records=100")
     stages.run(
         "Training MIL-NCE: a clip finds its narration among several, half of them misplaced",
@@ -78,19 +82,6 @@ def _tables(stages: Stages, output: pathlib.Path) -> dict[str, pathlib.Path]:
     return {"train": videos / "long_train.jsonl", "test": videos / "test.jsonl"}
 
 
-def _ingest(stages: Stages, table: pathlib.Path, records: pathlib.Path, split: str) -> None:
-    title = f"Turning the {split} videos into records: frames as JPEG, and what is said"
-    if not table.stat().st_size:
-        stages.skip(title, "there are none")
-        return
-    narrations = [f"--narrations={FLAGS.narrations}"] if FLAGS.narrations else []
-    stages.run(
-        title,
-        "common.ingest", f"--source={table}", f"--output={records}", f"--split={split}",
-        "--audio_rate=0", "--short_side=40", *narrations,  # clips are squares of 32 px cut from it
-    )  # fmt: skip
-
-
 def _count(words: pathlib.Path) -> int:
     return len(words.read_text(encoding="utf-8").splitlines())
 
@@ -112,15 +103,15 @@ def _judge(
         stages.skip(title, "none are held out")
     with_results = [f"--results={results}"] if can_judge else []
     bundle, index = output / "bundle", output / "index.npz"
-    export(stages, workdir, bundle, *with_results)
-    title = "Embedding the held-out videos, to search them by text"
-    if index.exists():
-        stages.skip(title, f"{index} is there already and is kept")
-    else:
-        stages.run(
-            title, "common.embed", f"--bundle={bundle}", "--encoder=video_joint",
-            f"--output={index}", FLAGS.videos or str(output / "videos" / "test"),
-        )  # fmt: skip
+    stages.make(
+        bundle, "Exporting a bundle that stands alone",
+        "common.export", f"--workdir={workdir}", *with_results,
+    )  # fmt: skip
+    searched = pathlib.Path(FLAGS.videos or output / "videos" / "test").expanduser()
+    stages.make(
+        index, "Embedding videos, to search them by text",
+        "common.embed", f"--bundle={bundle}", "--encoder=video_joint", str(searched),
+    )  # fmt: skip
     stages.run(
         "Writing the report",
         "common.report", f"--workdir={workdir}",

@@ -28,7 +28,12 @@ class Interval:
 
     def percent(self) -> str:
         """Returns the interval as people read it: ``71.3 [68.9, 73.6]``, in percent."""
-        return f"{100 * self.value:.1f} [{100 * self.low:.1f}, {100 * self.high:.1f}]"
+        return self.text(100)
+
+    def text(self, scale: float = 1) -> str:
+        """Returns the interval times `scale`, as people read it."""
+        value, low, high = (scale * number for number in (self.value, self.low, self.high))
+        return f"{value:.1f} [{low:.1f}, {high:.1f}]"
 
 
 def weighted_mean(values_N: np.ndarray) -> Statistic:

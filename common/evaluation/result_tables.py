@@ -6,13 +6,14 @@ import dataclasses
 import json
 import os
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from common.errors import UserError
 
 PROBES, RETRIEVAL, STEPS = "probes", "retrieval", "step localisation"  # "evaluation" of results
 
+_NAMED = 10  # of what was left out; all of it is in the JSON
 _TOOLS = {PROBES: "common.evaluate", RETRIEVAL: "common.retrieve", STEPS: "common.localise"}
 
 
@@ -50,6 +51,15 @@ class Table:
         table = ["| " + " | ".join(c) + " |" for c in (heading, ["---"] * len(heading), *body)]
         remarks = [f"- {remark.strip()}" for remark in self.remarks]
         return [f"### {self.title}", "", " ".join(self.about), "", *table, "", *remarks]
+
+
+def named(left_out: Iterable[str]) -> list[str]:
+    """Returns the first lines about what was left out of an evaluation, and how many more."""
+    lines = list(left_out)
+    shown = [f"  {line}" for line in lines[:_NAMED]]
+    if more := len(lines) - len(shown):
+        shown.append(f"  and {more} more; --output has them all")
+    return shown
 
 
 def show(results: Mapping[str, Any]) -> None:

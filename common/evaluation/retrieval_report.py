@@ -7,11 +7,10 @@ from typing import Any
 
 from common.evaluation import retrieval
 from common.evaluation.intervals import Interval
-from common.evaluation.result_tables import Table
+from common.evaluation.result_tables import Table, named
 from common.evaluation.zero_shot import INNER_PRODUCT
 
 _METRICS = ("R@1", "R@5", "R@10", "median rank", "mean rank")
-_NAMED = 10  # unreadable clips that are named; all of them are in the JSON
 
 
 def tables(results: Mapping[str, Any]) -> list[Table]:
@@ -38,7 +37,7 @@ def _cells(rows: Sequence[Mapping[str, Any]]) -> list[list[str]]:
             elif name.startswith("R@"):
                 line.append(interval.percent())
             else:
-                line.append(f"{interval.value:.1f} [{interval.low:.1f}, {interval.high:.1f}]")
+                line.append(interval.text())
         table.append([*line, str(row["num_queries"]), str(row["candidates"])])
     return table
 
@@ -51,9 +50,7 @@ def _remarks(rows: Sequence[Mapping[str, Any]]) -> list[str]:
             f"Left out with their captions: {len(left_out)} clips that cannot be read. Among fewer "
             "candidates the task is easier, so these numbers do not compare with those of all."
         )
-        lines += [f"  {clip['clip']}: {clip['reason']}" for clip in left_out[:_NAMED]]
-        if len(left_out) > _NAMED:
-            lines.append(f"  and {len(left_out) - _NAMED} more; --output has them all")
+        lines += named(f"{clip['clip']}: {clip['reason']}" for clip in left_out)
     if unknown := first["captions_without_known_words"]:
         lines.append(f"{unknown} captions have no word that the text encoder knows.")
     if any(not row["metrics"] for row in rows):

@@ -6,9 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from common.evaluation.intervals import Interval
-from common.evaluation.result_tables import Table
-
-_NAMED = 10  # videos left out that are named; all of them are in the JSON
+from common.evaluation.result_tables import Table, named
 
 
 def tables(results: Mapping[str, Any]) -> list[Table]:
@@ -44,9 +42,7 @@ def _remarks(rows: Sequence[Mapping[str, Any]]) -> list[str]:
             f"Left out: {len(left_out)} annotated videos. This recall does not compare with that "
             "of all."
         )
-        lines += [f"  {v['video']} ({v['task']}): {v['reason']}" for v in left_out[:_NAMED]]
-        if len(left_out) > _NAMED:
-            lines.append(f"  and {len(left_out) - _NAMED} more; --output has them all")
+        lines += named(f"{v['video']} ({v['task']}): {v['reason']}" for v in left_out)
     if late := first["steps_after_the_end"]:
         lines.append(f"{late} annotated steps begin after the end of their video and do not count.")
     if unknown := first["texts_without_known_words"]:

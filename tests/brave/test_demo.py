@@ -1,18 +1,13 @@
 """The demo, whole: real files, real processes, real training, only smaller."""
 
 import json
-import pathlib
-import subprocess
-import sys
 
 import pytest
-
-ROOT = pathlib.Path(__file__).parents[2]
+from tool_flags import run_module
 
 
 def demo(output, *arguments):
-    command = [sys.executable, "-m", "brave.demo", f"--output={output}", *arguments]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    return run_module("brave.demo", f"--output={output}", *arguments)
 
 
 @pytest.mark.slow

@@ -1,8 +1,13 @@
-"""Runs command line tools in this process."""
+"""Runs command line tools, in this process or in one of their own."""
 
 import contextlib
+import pathlib
+import subprocess
+import sys
 
 from absl import flags
+
+ROOT = pathlib.Path(__file__).parents[2]
 
 
 @contextlib.contextmanager
@@ -16,3 +21,9 @@ def tool_flags(tool, *arguments):
     finally:
         for name in set(flags.FLAGS) - before:
             delattr(flags.FLAGS, name)
+
+
+def run_module(module, *arguments):
+    """Runs ``python -m MODULE ARGUMENTS``; returns what came of it, as `subprocess.run` does."""
+    command = [sys.executable, "-m", module, *map(str, arguments)]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)

@@ -1,19 +1,16 @@
 """The demo, whole: real files, real processes, real training, only smaller."""
 
 import json
-import pathlib
 import subprocess
 import sys
 
 import pytest
 import tiny_media
-
-ROOT = pathlib.Path(__file__).parents[2]
+from tool_flags import ROOT, run_module
 
 
 def demo(output, *arguments):
-    command = [sys.executable, "-m", "mil_nce.demo", f"--output={output}", *arguments]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    return run_module("mil_nce.demo", f"--output={output}", *arguments)
 
 
 @pytest.mark.slow
