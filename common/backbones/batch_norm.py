@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Literal
 
 import jax
@@ -51,17 +52,13 @@ class BatchNorm(nnx.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """Normalises x of shape (..., C); returns the same shape in the compute dtype."""
         dtype = self.dtype or x.dtype
-        x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+        scale, offset = self.scale[...], self.offset[...]
         if self.use_running_average:
-            mean, var = self.mean[...], self.var[...]
+            y = _apply(x, scale, offset, self.mean[...], self.var[...], self.eps)
         else:
-            axes = tuple(range(x.ndim - 1))
-            mean = x.mean(axes)
-            # One pass over x. Rounding can leave a tiny negative value where x is constant.
-            var = jnp.maximum(jnp.square(x).mean(axes) - jnp.square(mean), 0)
+            y, mean, var = _normalize(x, scale, offset, self.eps)
             self._update(*jax.lax.stop_gradient((mean, var)), x.size // x.shape[-1])
-        factor = self.scale[...] * jax.lax.rsqrt(var + self.eps)
-        return ((x - mean) * factor + self.offset[...]).astype(dtype)
+        return y.astype(dtype)
 
     def _update(self, mean: jax.Array, var: jax.Array, num_values: int) -> None:
         """Takes one batch, of `num_values` per channel, into the running statistics."""
@@ -76,3 +73,54 @@ class BatchNorm(nnx.Module):
             average = (old_weight * running[...] + (1 - decay) * value) / total
             running[...] = average.astype(running[...].dtype)
         self.count[...] = self.count[...] + 1
+
+
+def _apply(
+    x: jax.Array,
+    scale: jax.Array,
+    offset: jax.Array,
+    mean: jax.Array,
+    var: jax.Array,
+    eps: float,
+) -> jax.Array:
+    x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    return (x - mean) * (scale * jax.lax.rsqrt(var + eps)) + offset
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def _normalize(
+    x: jax.Array, scale: jax.Array, offset: jax.Array, eps: float
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Returns normalised x with its mean and variance, through which no gradient flows.
+
+    The gradient keeps x alone, in its own type: what JAX derives by itself keeps the differences
+    from the mean as well and passes over the array more often.
+    """
+    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    axes = tuple(range(x.ndim - 1))
+    mean = wide.mean(axes)
+    # One pass over x. Rounding can leave a tiny negative value where x is constant.
+    var = jnp.maximum(jnp.square(wide).mean(axes) - jnp.square(mean), 0)
+    return _apply(x, scale, offset, mean, var, eps), mean, var
+
+
+def _keep_input(x, scale, offset, eps):
+    y, mean, var = _normalize(x, scale, offset, eps)
+    return (y, mean, var), (x, scale, offset, mean, var)
+
+
+def _gradients(eps, kept, cotangents):
+    """Ioffe and Szegedy (2015), section 3, the derivatives put together."""
+    x, scale, offset, mean, var = kept
+    dy = cotangents[0]
+    axes = tuple(range(x.ndim - 1))
+    inverse = jax.lax.rsqrt(var + eps)
+    normal = (x.astype(dy.dtype) - mean) * inverse
+    mean_dy, mean_product = dy.mean(axes), (dy * normal).mean(axes)
+    dx = (dy - mean_dy - normal * mean_product) * (scale * inverse)
+    count = x.size // x.shape[-1]
+    dscale, doffset = (count * m for m in (mean_product, mean_dy))
+    return dx.astype(x.dtype), dscale.astype(scale.dtype), doffset.astype(offset.dtype)
+
+
+_normalize.defvjp(_keep_input, _gradients)

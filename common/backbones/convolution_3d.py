@@ -44,17 +44,69 @@ def max_pool(x_BTHWC: jax.Array, size: Triple, stride: Triple, pooling: str = "s
         if k == s == 1:
             continue
         n = x_BTHWC.shape[axis]
-        out = math.ceil(n / s)
-        missing = max((out - 1) * s + k - n, 0)
+        missing = max((math.ceil(n / s) - 1) * s + k - n, 0)
         before = missing // 2 if pooling == "same" else (k - s) // 2
-        padding = [(0, 0)] * x_BTHWC.ndim
-        padding[axis] = (before, missing - before)
-        padded = jnp.pad(x_BTHWC, padding, constant_values=-jnp.inf)
-        taps = [
-            jax.lax.slice_in_dim(padded, tap, tap + (out - 1) * s + 1, s, axis) for tap in range(k)
-        ]
-        x_BTHWC = functools.reduce(lambda x, y: jnp.where(x >= y, x, y), taps)
+        x_BTHWC = _max_along(x_BTHWC, axis, k, s, (before, missing - before))
     return x_BTHWC
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3, 4))
+def _max_along(x: jax.Array, axis: int, size: int, stride: int, padding: tuple[int, int]):
+    return _max_and_place(x, axis, size, stride, padding)[0]
+
+
+def _max_and_place(x, axis, size, stride, padding):
+    """Returns each window's maximum, and the place in the window where it lies, as int8."""
+    padded = _pad_axis(x, axis, padding, -jnp.inf)
+    last = (padded.shape[axis] - size) // stride * stride
+    taps = [jax.lax.slice_in_dim(padded, tap, tap + last + 1, stride, axis) for tap in range(size)]
+    maximum, place = taps[0], jnp.zeros(taps[0].shape, jnp.int8)
+    for tap, value in enumerate(taps[1:], start=1):
+        place = jnp.where(maximum >= value, place, jnp.int8(tap))
+        maximum = jnp.where(maximum >= value, maximum, value)
+    return maximum, place
+
+
+def _keep_place(x, axis, size, stride, padding):
+    maximum, place = _max_and_place(x, axis, size, stride, padding)
+    return maximum, (place, x.shape[axis])
+
+
+def _max_gradient(axis, size, stride, padding, kept, dy):
+    """Gathers for every value of x what the windows that took it have got.
+
+    The values at 0, stride, 2 stride, ... meet the same places of their windows, and so do those
+    one further on, and so on; in the end they are laid side by side.
+    """
+    place, n = kept
+    reach = (size - 1) // stride  # windows before its own that a value lies in
+    count = dy.shape[axis] + reach
+    dy = _pad_axis(dy, axis, (reach, reach), 0)
+    place = _pad_axis(place, axis, (reach, reach), -1)
+    # Else XLA computes both anew, zeros and all, for each of the slices.
+    dy, place = jax.lax.optimization_barrier((dy, place))
+    offsets = []
+    for offset in range(stride):
+        got = jnp.zeros((), dy.dtype)
+        for tap in range(offset, size, stride):
+            begin = reach - tap // stride
+            where, what = (
+                jax.lax.slice_in_dim(a, begin, begin + count, 1, axis) for a in (place, dy)
+            )
+            got = got + jnp.where(where == tap, what, 0)
+        offsets.append(jnp.broadcast_to(got, what.shape))
+    together = jnp.stack(offsets, axis + 1)
+    dx = together.reshape(*dy.shape[:axis], count * stride, *dy.shape[axis + 1 :])
+    return (jax.lax.slice_in_dim(dx, padding[0], padding[0] + n, 1, axis),)
+
+
+_max_along.defvjp(_keep_place, _max_gradient)
+
+
+def _pad_axis(x: jax.Array, axis: int, padding: tuple[int, int], value: float) -> jax.Array:
+    paddings = [(0, 0)] * x.ndim
+    paddings[axis] = padding
+    return jnp.pad(x, paddings, constant_values=value)
 
 
 def _convolve(x: jax.Array, kernel: jax.Array, stride: Sequence[int], padding) -> jax.Array:

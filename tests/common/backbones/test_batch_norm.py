@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from common import state
 from common.backbones.batch_norm import BatchNorm
 
 
@@ -99,3 +102,29 @@ def test_torch_statistics_of_a_single_value_stay_finite():
     norm = BatchNorm(1, statistics="torch")
     norm(jnp.full((1, 1), 5.0))
     np.testing.assert_allclose(norm.var[...], [0.9], rtol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16], ids=lambda dtype: dtype.__name__)
+def test_gradients_are_those_jax_derives_from_the_definition(dtype):
+    x = jnp.asarray(_batches(5, 1, shape=(4, 2, 5, 3), shift=3.0)[0], dtype)
+    norm = BatchNorm(3)
+    norm.scale[...] = jnp.array([1.0, -2.0, 0.5])
+    graph, (params, rest) = nnx.graphdef(norm), state.split(norm)
+
+    def ours(x, params):
+        return state.merge(graph, params, rest)(x)
+
+    def definition(x, params):
+        x = x.astype(jnp.float32)
+        x = (x - x.mean((0, 1, 2))) / jnp.sqrt(x.var((0, 1, 2)) + norm.eps)
+        return (x * params["scale"] + params["offset"]).astype(dtype)
+
+    both = []
+    for function in (ours, definition):
+        y, backward = jax.vjp(function, x, params)
+        both.append(jax.tree.leaves((y, backward(jnp.sin(3 * x)))))
+    tolerance = 1e-4 if dtype == jnp.float32 else 2e-2
+    for found, wanted in zip(*both, strict=True):
+        assert found.dtype == wanted.dtype
+        found, wanted = (leaf.astype(jnp.float32) for leaf in (found, wanted))
+        np.testing.assert_allclose(found, wanted, rtol=tolerance, atol=tolerance)

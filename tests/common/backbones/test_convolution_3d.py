@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 
 import golden_rules
 import jax
@@ -130,3 +131,18 @@ def test_both_poolings_agree_at_even_sizes(window, stride):
     x = jax.random.normal(jax.random.key(0), (1, 4, 14, 6, 2))
     both = [max_pool(x, window, stride, pooling) for pooling in ("same", "torch")]
     np.testing.assert_array_equal(*both)
+
+
+@pytest.mark.parametrize("pooling", ["same", "torch"])
+@pytest.mark.parametrize(("window", "stride"), _POOLS, ids=str)
+def test_of_equal_values_in_a_window_one_gets_the_gradient(window, stride, pooling):
+    @jax.jit
+    def gradient(x):
+        return jax.grad(lambda x: max_pool(x, window, stride, pooling).sum())(x)
+
+    for seed in range(10):
+        x = np.random.default_rng(seed).integers(0, 3, (1, 5, 6, 7, 2)).astype(np.float32)
+        dx = np.asarray(gradient(x))
+        windows = math.prod(math.ceil(n / s) for n, s in zip((5, 6, 7), stride, strict=True))
+        assert dx.sum() == 2 * windows
+        assert np.array_equal(dx, np.round(dx)) and dx.min() >= 0
