@@ -68,8 +68,8 @@ def main(argv: list[str]) -> int:
     settings = _settings(args)
     output = writer.Output(args.output, _checked_split(args.split))
     source = tables.read_source(args.source, args.labels_from, args.label_column)
-    for name, count in sorted(source.ignored.items()):
-        print(f"Passed over: {count} x {name or 'files without an ending'}", file=sys.stderr)
+    if source.unused:
+        print(f"Not used of {args.source}: {', '.join(source.unused)}.", file=sys.stderr)
     items = source.items
     if args.narrations:
         found = narrations.attach(items, args.narrations)

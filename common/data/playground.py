@@ -25,7 +25,7 @@ from fractions import Fraction
 
 from absl import flags
 
-from common import launch
+from common import launch, locks
 from common.errors import UserError
 
 _SETTINGS_FILE = "playground.json"
@@ -40,15 +40,22 @@ def create(
     """Renders ``counts`` videos per split ("train", "test", "long_train", "long_test") to a folder.
 
     ``settings`` is a `playground_video.Settings`; ``workers`` is the number of processes, 0 for one
-    per core. Raises `UserError` for impossible settings, a folder that holds another world, or a
-    worker that dies.
+    per core. Raises `UserError` for impossible settings, a folder that holds another world or is
+    being filled by another process, or a worker that dies.
     """
     from common.data import playground_video  # OpenCV and PyAV, which `--help` does not need
 
     settings = settings or playground_video.Settings()
     _check(settings, counts)
     folder = pathlib.Path(output)
-    _claim(folder, settings)
+    taken = f"Another process renders videos to {folder}. Run this again when it has ended."
+    with locks.exclusive(folder / ".lock", taken):
+        _claim(folder, settings)
+        _fill(folder, settings, counts, workers)
+
+
+def _fill(folder: pathlib.Path, settings, counts: Mapping[str, int], workers: int) -> None:
+    """Renders what is missing, and lists every split."""
     jobs = [(split, number) for split, count in counts.items() for number in range(count)]
     for split in counts:
         (folder / split).mkdir(exist_ok=True)

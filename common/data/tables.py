@@ -57,10 +57,10 @@ class Item:
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """The items of a folder or table, and what was passed over."""
+    """The items of a folder or table, and in words what else is there and is not used."""
 
     items: list[Item]
-    ignored: dict[str, int]  # number of files by suffix, or of columns by name
+    unused: tuple[str, ...]
 
 
 def read_source(source: str | os.PathLike, labels_from: str = "", label_column: str = "") -> Source:
@@ -91,7 +91,7 @@ def read_source(source: str | os.PathLike, labels_from: str = "", label_column: 
         raise UserError(f"--source={path}: there is no such folder or table.")
     if not found.items:
         raise UserError(f"--source={path} holds no media files; known endings: {_known()}.")
-    return Source(_reject_duplicates(found.items), found.ignored)
+    return Source(_reject_duplicates(found.items), found.unused)
 
 
 def _known() -> str:
@@ -118,7 +118,11 @@ def _read_folder(root: pathlib.Path, label_by_folder: bool) -> Source:
             if label_by_folder and path.parent == root:
                 labels = ()  # a file that lies in no sub-folder has no label
             items.append(Item(relative, os.path.abspath(path), relative, labels=labels))
-    return Source(items, ignored)
+    unused = (
+        f"{count} x {suffix or 'files without an ending'}"
+        for suffix, count in sorted(ignored.items())
+    )
+    return Source(items, tuple(unused))
 
 
 def _printable(text: str) -> str:
@@ -146,9 +150,7 @@ def _read_table(path: pathlib.Path, label_by_folder: bool, label_column: str) ->
         if label_by_folder:
             item = dataclasses.replace(item, labels=(pathlib.Path(item.path).parent.name,))
         items.append(item)
-    return Source(
-        items, {f"column {column}": len(rows) for column in columns if column not in used}
-    )
+    return Source(items, tuple(f"column {column!r}" for column in columns if column not in used))
 
 
 def _column(columns: Iterable[str], wanted: Iterable[str]) -> str | None:

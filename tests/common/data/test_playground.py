@@ -6,6 +6,7 @@ import av
 import numpy as np
 import pytest
 
+from common import locks
 from common.data import playground, tables
 from common.data.playground_motion import ACTIONS
 from common.data.playground_video import Settings, Video, draw, plan, row
@@ -48,7 +49,7 @@ def test_the_number_of_workers_changes_nothing(tmp_path):
     for workers in (1, 2):
         _create(tmp_path / str(workers), workers, train=8, long_test=1)
     names = sorted(p.relative_to(tmp_path / "1") for p in (tmp_path / "1").rglob("*.*"))
-    assert len(names) == 9 + 2 + 1  # videos, tables, settings
+    assert len(names) == 9 + 2 + 1 + 1  # videos, tables, settings, lock
     for name in names:
         one, two = (tmp_path / workers / name for workers in "12")
         if name.suffix != ".mp4":
@@ -79,6 +80,12 @@ def test_a_stopped_run_keeps_what_it_finished_and_adds_the_rest(tmp_path):
         "000002.mp4",
     ]
     assert len((tmp_path / "train.jsonl").read_text().splitlines()) == 3
+
+
+def test_a_folder_is_filled_by_one_process_at_a_time(tmp_path):
+    with locks.exclusive(tmp_path / ".lock", ""), pytest.raises(UserError, match="Another process"):
+        _create(tmp_path, train=1)
+    _create(tmp_path, train=1)
 
 
 def test_a_folder_with_another_world_is_refused(tmp_path):

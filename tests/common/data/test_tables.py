@@ -98,7 +98,7 @@ def test_a_folder_is_searched_in_order_and_labels_by_sub_folder(tmp_path):
     found = tables.read_source(tmp_path, labels_from="folder")
     assert [item.id for item in found.items] == ["top.wav", "a/x.jpg", "b/1.webm", "b/2.mp4"]
     assert [item.labels for item in found.items] == [(), ("a",), ("b",), ("b",)]
-    assert found.ignored == {".txt": 1}
+    assert found.unused == ("1 x .txt",)
 
 
 def test_a_data_set_inside_its_source_is_no_part_of_it(tmp_path):
