@@ -22,7 +22,7 @@ from configs import mil_nce_base
 def get_config(variant: str = "") -> ConfigDict:
     """Returns the config; ``variant="smoke"`` runs two steps on made-up data."""
     config = mil_nce_base.get_config()
-    config.steps = 800
+    config.steps = 1000
     config.batch_size = 64
     config.compute_dtype = "float32"
     config.log_every = 20
