@@ -17,7 +17,7 @@ def test_both_forms_are_planned_and_timed_on_one_device_and_on_four():
     command = [sys.executable, "-m", "benchmarks.contrastive_memory", *sizes]
     planned = []
     for devices in (1, 4):
-        flag = f"--xla_force_host_platform_device_count={devices}"
+        flag = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}"
         environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flag}
         done = subprocess.run(
             command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False

@@ -172,7 +172,7 @@ def measured():
     environment = {
         **os.environ,
         "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
+        "XLA_FLAGS": os.environ["XLA_FLAGS"] + " --xla_force_host_platform_device_count=8",
         "PYTHONPATH": str(pathlib.Path(contrastive.__file__).parents[1]),
     }
     result = subprocess.run(

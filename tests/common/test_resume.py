@@ -29,7 +29,7 @@ def process(workdir, *changes: str, devices: int = 1) -> subprocess.CompletedPro
         **os.environ,
         "JAX_PLATFORMS": "cpu",
         "PYTHONPATH": str(pathlib.Path(loop.__file__).parents[1]),
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}",
     }
     command = [sys.executable, toy_method.__file__, str(workdir), f"steps={STEPS}"]
     command += [f"checkpoint_every={EVERY}", *changes]

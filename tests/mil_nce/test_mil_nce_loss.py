@@ -229,7 +229,7 @@ def test_the_loss_is_the_same_on_one_two_four_and_eight_devices():
     environment = {
         **os.environ,
         "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
+        "XLA_FLAGS": os.environ["XLA_FLAGS"] + " --xla_force_host_platform_device_count=8",
         "PYTHONPATH": str(pathlib.Path(loss_lib.__file__).parents[1]),
     }
     result = subprocess.run(

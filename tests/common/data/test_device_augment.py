@@ -281,7 +281,8 @@ def test_the_pipeline_stays_in_the_unit_range_and_takes_the_asked_dtype():
 @pytest.mark.slow
 def test_a_batch_split_over_devices_stays_split():
     """No device ever asks another for anything; run apart, since it needs four devices."""
-    environment = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
+    flags = os.environ["XLA_FLAGS"] + " --xla_force_host_platform_device_count=4"
+    environment = {**os.environ, "XLA_FLAGS": flags}
     environment["JAX_PLATFORMS"] = "cpu"
     result = subprocess.run(
         [sys.executable, "-c", _COMPILE_SPLIT], env=environment, capture_output=True, text=True
