@@ -101,7 +101,7 @@ def _normalize(
     mean = wide.mean(axes)
     # One pass over x. Rounding can leave a tiny negative value where x is constant.
     var = jnp.maximum(jnp.square(wide).mean(axes) - jnp.square(mean), 0)
-    return _apply(x, scale, offset, mean, var, eps), mean, var
+    return _apply(wide, scale, offset, mean, var, eps), mean, var
 
 
 def _keep_input(x, scale, offset, eps):

@@ -87,14 +87,14 @@ def _max_gradient(axis, size, stride, padding, kept, dy):
     dy, place = jax.lax.optimization_barrier((dy, place))
     offsets = []
     for offset in range(stride):
-        got = jnp.zeros((), dy.dtype)
+        got = jnp.zeros_like(jax.lax.slice_in_dim(dy, 0, count, 1, axis))
         for tap in range(offset, size, stride):
             begin = reach - tap // stride
             where, what = (
                 jax.lax.slice_in_dim(a, begin, begin + count, 1, axis) for a in (place, dy)
             )
             got = got + jnp.where(where == tap, what, 0)
-        offsets.append(jnp.broadcast_to(got, what.shape))
+        offsets.append(got)
     together = jnp.stack(offsets, axis + 1)
     dx = together.reshape(*dy.shape[:axis], count * stride, *dy.shape[axis + 1 :])
     return (jax.lax.slice_in_dim(dx, padding[0], padding[0] + n, 1, axis),)
