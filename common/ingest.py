@@ -1,9 +1,11 @@
 """Turns media files into record shards: ``python -m common.ingest --source=... --output=...``.
 
-The source is a folder, searched recursively, or a csv, tsv, json or jsonl table with a column
-``path`` and optionally ``id``, ``start``, ``end``, ``captions`` and ``labels``. What is said in the
-videos may come from files of its own (``--narrations``, see ``common/data/narrations.py``). The
-same command continues an interrupted run. What comes out is described in ``common/data/writer.py``.
+The source is a folder, searched recursively, a csv, tsv, json or jsonl table with a column
+``path`` and optionally ``id``, ``start``, ``end``, ``captions`` and ``labels``, or tar shards
+(``common/data/tar_source.py``). Captions of public data sets are read as they are published
+(``--annotations``, see ``common/data/annotations``), and what is said in the videos from files of
+its own (``--narrations``, see ``common/data/narrations.py``). The same command continues an
+interrupted run. What comes out is described in ``common/data/writer.py``.
 """
 
 from __future__ import annotations
@@ -20,18 +22,26 @@ from common import launch
 from common.errors import UserError
 
 if TYPE_CHECKING:
-    from common.data import convert, writer
+    from common.data import convert, tables, writer
 
 _LOCAL = "local"
+_OF_ANNOTATIONS = ("annotations_folder", "cut", "paragraph")
+_OF_OTHER_SOURCES = ("labels_from", "label_column")
 
 
 def define_flags() -> None:
     """Defines the command line."""
-    flags.DEFINE_string("source", None, "folder or table of media files", required=True)
+    flags.DEFINE_string("source", None, "folder, table or tars of media files", required=True)
     flags.DEFINE_string("output", None, "folder of the data set", required=True)
     flags.DEFINE_string("split", "train", "name of this part of the data set")
     flags.DEFINE_enum("labels_from", "", ["", "folder"], "'folder': the file's folder is its label")
     flags.DEFINE_string("label_column", "", "table column of the labels; '': labels or label")
+    flags.DEFINE_string(
+        "annotations", "", "captions: a public data set, such as webvid, whose split is --split"
+    )
+    flags.DEFINE_string("annotations_folder", "", "of --annotations' files; '': in the source")
+    flags.DEFINE_string("cut", "", "variant of --annotations' lists, such as 2M or 1k-A")
+    flags.DEFINE_bool("paragraph", False, "join the captions of a video of --annotations to one")
     flags.DEFINE_string(
         "narrations", "", "captions: folder of NAME.csv, .srt, .vtt, or a json or pickle by NAME"
     )
@@ -53,7 +63,7 @@ def define_flags() -> None:
 
 def main(argv: list[str]) -> int:
     """Runs the tool; returns 1 when no file could be read."""
-    from common.data import card, narrations, tables, writer
+    from common.data import card, narrations, writer
 
     args = flags.FLAGS
     if argv[1:]:
@@ -67,7 +77,7 @@ def main(argv: list[str]) -> int:
             )
     settings = _settings(args)
     output = writer.Output(args.output, _checked_split(args.split))
-    source = tables.read_source(args.source, args.labels_from, args.label_column)
+    source = _read_source(args)
     if source.unused:
         print(f"Not used of {args.source}: {', '.join(source.unused)}.", file=sys.stderr)
     items = source.items
@@ -87,6 +97,31 @@ def main(argv: list[str]) -> int:
             beam_runner.run(output, settings, args.runner, args.beam_options)
         summary = card.write_card(args.output)["splits"][args.split]
     return _report(args.output, summary)
+
+
+def _read_source(args: flags.FlagValues) -> tables.Source:
+    """Lists the clips; refuses flags that another kind of source has."""
+    from common.data import annotations, tables, tar_source
+
+    refused = _OF_OTHER_SOURCES if args.annotations else _OF_ANNOTATIONS
+    if given := [flag for flag in refused if args[flag].value]:
+        how = "does not go with" if args.annotations else "goes with"
+        raise UserError(f"--{given[0]} {how} --annotations; see docs/data.md.")
+    if args.annotations:
+        return annotations.read(
+            args.annotations,
+            args.source,
+            args.split,
+            args.cut,
+            args.annotations_folder,
+            args.paragraph,
+        )
+    if tar_source.is_tars(args.source):
+        for flag in ("labels_from", "narrations"):
+            if args[flag].value:
+                raise UserError(f"--{flag} is for media files in folders, not in tars.")
+        return tar_source.read_source(args.source, args.label_column)
+    return tables.read_source(args.source, args.labels_from, args.label_column)
 
 
 def _settings(args: flags.FlagValues) -> convert.Settings:

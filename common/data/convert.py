@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 from PIL import Image, ImageOps
 
-from common.data import flow, media, records, tables
+from common.data import flow, media, records, tables, tar_source
 
 SILENCE_DBFS = -80.0  # quieter than this counts as silent: below 16-bit noise with any gain
 
@@ -62,7 +62,8 @@ def convert(item: tables.Item, label_indices: tuple[int, ...], settings: Setting
     if item.problem:
         return Outcome(None, {}, item.problem)
     try:
-        clip, notes = _make_clip(item, settings)
+        with tar_source.on_disk(item) as on_disk:
+            clip, notes = _make_clip(on_disk, settings)
     except media.Unreadable as error:
         return Outcome(None, {}, str(error))
     except MemoryError:
@@ -117,7 +118,7 @@ def rms_dbfs(waveform_N: np.ndarray) -> float | None:
 
 def _make_clip(item: tables.Item, settings: Settings) -> tuple[records.Clip, dict[str, Any]]:
     clip = records.Clip(id=item.id, path=item.name, start_s=item.start_s or 0.0)
-    if pathlib.Path(item.path).suffix.lower() in tables.IMAGE_SUFFIXES:
+    if _is_image(item.path):
         sink = _FrameSink(settings)
         sink.add(_read_image(item.path, settings.short_side), 1)
         clip.frames_jpeg, clip.flow_jpeg = sink.frames_jpeg, sink.flow_jpeg
@@ -226,6 +227,17 @@ class _FrameSink:
         if not encoded:
             raise media.Unreadable(f"a picture of size {image_HWC.shape} cannot be compressed")
         return jpeg.tobytes()
+
+
+def _is_image(path: str) -> bool:
+    """Says whether a file is a still: by its ending or, where it has none, by what is in it."""
+    if suffix := pathlib.Path(path).suffix.lower():
+        return suffix in tables.IMAGE_SUFFIXES
+    try:
+        with Image.open(path):
+            return True
+    except OSError:
+        return False
 
 
 def _read_image(path: str, short_side: int) -> np.ndarray:

@@ -7,6 +7,7 @@ Equal scores are kept as what they are, ties, until a rule of `TIES` says what t
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
@@ -20,9 +21,11 @@ TIES = {
     "middle": "expected under random order of equal scores",
     "optimistic": "equal scores ranked in favour of the query",
     "pessimistic": "equal scores ranked against the query",
+    "averaged": "the mean position of equal scores, as Frozen in Time's published video-to-text",
     "published": "MIL-NCE's published count: every tied position is one more query",
 }
-RECALL_AT = (1, 5, 10)
+RECALL_AT = (1, 5, 10)  # of which the geometric mean is taken
+_CUTOFFS = (*RECALL_AT, 50)
 _BLOCK_SCORES = 1 << 23  # scores held at once: 64 MiB
 
 Right = np.ndarray | Sequence[Any]
@@ -49,18 +52,27 @@ class Ranks:
         return len(self.higher_N)
 
     def position(self, ties: str) -> np.ndarray:
-        """Returns the rank, from 1, by "middle", "optimistic" or "pessimistic"; float64 (N,)."""
+        """Returns the rank, from 1, by a key of `TIES` other than "published"; float64 (N,).
+
+        "averaged" is the mean over all tied positions, whether right or not, as published; "middle"
+        is lower where several right candidates are tied, since the first of them counts.
+        """
         if ties == "optimistic":
             return self.higher_N + 1.0
         if ties == "pessimistic":
             return self.higher_N + self.tied_N - self.right_tied_N + 1.0
+        if ties == "averaged":
+            return self.higher_N + (self.tied_N + 1) / 2
         return self.higher_N + (self.tied_N + 1) / (self.right_tied_N + 1)
 
     def credit(self, k: int, ties: str) -> np.ndarray:
         """Returns the chance that a right candidate is among the first k; float64 (N,).
 
-        The rules are those of `position`; all but "middle" give 0 or 1.
+        The rules are those of `position`; all but "middle" give 0 or 1. By "averaged" a rank
+        between k and k + 1 is among the first k, except for k = 1, as published.
         """
+        if ties == "averaged" and k > 1:
+            return (self.position(ties) < k + 1).astype(np.float64)
         if ties != "middle":
             return (self.position(ties) <= k).astype(np.float64)
         free_N = np.clip(k - self.higher_N, 0, self.tied_N)  # places the tied ones share
@@ -80,7 +92,8 @@ class Outcome:
         ties: the rule, a key of `TIES`.
         num_queries: how many queries were ranked.
         num_groups: how many independent groups they form, which the intervals resample.
-        metrics: "R@1", "R@5", "R@10" as fractions, "median rank" and "mean rank" from 1.
+        metrics: "R@1", "R@5", "R@10", "R@50" and "geometric mean", of the first three, as
+            fractions; "median rank" and "mean rank" from 1.
     """
 
     ties: str
@@ -161,7 +174,7 @@ def outcome(
     resamples: int = 1000,
     seed: int = 0,
 ) -> Outcome:
-    """Returns recall at 1, 5 and 10, median and mean rank, with bootstrap intervals.
+    """Returns recall at 1, 5, 10 and 50, median and mean rank, with bootstrap intervals.
 
     Args:
         found: of `ranks` or `ranks_from_embeddings`.
@@ -187,6 +200,7 @@ def outcome(
         raise ValueError(f"{len(group_N)} groups for {len(found)} queries")
     num_groups = int(group_N.max()) + 1
     statistics = _published(found) if ties == "published" else _by_position(found, ties)
+    statistics["geometric mean"] = _geometric([statistics[f"R@{k}"] for k in RECALL_AT])
     metrics = {
         name: intervals.over_videos(_of_groups(statistic, group_N), num_groups, resamples, seed)
         for name, statistic in statistics.items()
@@ -198,8 +212,14 @@ def _of_groups(statistic: Statistic, group_N: np.ndarray) -> Statistic:
     return lambda weights_G: statistic(weights_G[group_N])
 
 
+def _geometric(statistics: Sequence[Statistic]) -> Statistic:
+    return lambda weights_N: (
+        math.prod(one(weights_N) for one in statistics) ** (1 / len(statistics))
+    )
+
+
 def _by_position(found: Ranks, ties: str) -> dict[str, Statistic]:
-    statistics = {f"R@{k}": intervals.weighted_mean(found.credit(k, ties)) for k in RECALL_AT}
+    statistics = {f"R@{k}": intervals.weighted_mean(found.credit(k, ties)) for k in _CUTOFFS}
     position_N = found.position(ties)
     order_N = np.argsort(position_N, kind="stable")
     sorted_N = position_N[order_N]
@@ -230,7 +250,7 @@ def _published(found: Ranks) -> dict[str, Statistic]:
         ended_K = np.bincount(higher_N + tied_N, weights_N, last + 1)
         return _median(np.arange(1.0, last + 1), np.cumsum(begun_K - ended_K)[:-1])
 
-    statistics = {f"R@{k}": mean(np.clip(k - higher_N, 0, tied_N)) for k in RECALL_AT}
+    statistics = {f"R@{k}": mean(np.clip(k - higher_N, 0, tied_N)) for k in _CUTOFFS}
     statistics["median rank"] = median
     statistics["mean rank"] = mean(tied_N * higher_N + tied_N * (tied_N + 1) / 2)
     return statistics

@@ -94,7 +94,8 @@ def test_the_numbers_are_those_computed_by_hand_from_the_bundle(world, capsys):
     results = _retrieve(world)
     assert [row["direction"] for row in results["rows"]] == ["text to video", "video to text"]
     for row, ranks in zip(results["rows"], (rank_Q, rank_A), strict=True):
-        expected = {f"R@{k}": np.mean(np.array(ranks) <= k) for k in (1, 5, 10)}
+        expected = {f"R@{k}": np.mean(np.array(ranks) <= k) for k in (1, 5, 10, 50)}
+        expected["geometric mean"] = np.prod([expected[f"R@{k}"] for k in (1, 5, 10)]) ** (1 / 3)
         expected |= {"median rank": np.median(ranks), "mean rank": np.mean(ranks)}
         assert _values(row) == pytest.approx(expected)
         assert row["num_queries"] == len(ranks)

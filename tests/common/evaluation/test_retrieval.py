@@ -129,9 +129,9 @@ def test_a_perfect_matrix_has_recall_one_and_rank_one_by_every_rule():
 
 def test_scores_that_say_nothing_earn_chance_not_everything():
     found = retrieval.ranks(np.zeros((20, 20)), np.arange(20))
-    assert _values(found, "middle") == pytest.approx(
-        {"R@1": 0.05, "R@5": 0.25, "R@10": 0.5, "median rank": 10.5, "mean rank": 10.5}
-    )
+    expected = {"R@1": 0.05, "R@5": 0.25, "R@10": 0.5, "R@50": 1.0, "median rank": 10.5}
+    expected |= {"mean rank": 10.5, "geometric mean": (0.05 * 0.25 * 0.5) ** (1 / 3)}
+    assert _values(found, "middle") == pytest.approx(expected)
     assert _values(found, "optimistic")["R@1"] == 1.0
     assert _values(found, "pessimistic")["R@10"] == 0.0
 
