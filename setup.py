@@ -29,6 +29,7 @@ _REQUIRED = [
     "tensorflow-cpu>=2.20; platform_machine == 'x86_64' and sys_platform == 'linux'",
     "tensorflow>=2.20; platform_machine != 'x86_64' or sys_platform != 'linux'",
     "tensorflow-datasets>=4.9.7",
+    "tokenizers>=0.20",
     "tqdm>=4.66",
 ]
 
@@ -41,7 +42,7 @@ setuptools.setup(
     license="Apache-2.0",
     python_requires=">=3.11,<3.14",
     packages=setuptools.find_namespace_packages(
-        include=["brave*", "common*", "configs*", "mil_nce*"]
+        include=["brave*", "common*", "configs*", "frozen*", "mil_nce*"]
     ),
     install_requires=_REQUIRED,
     extras_require={

@@ -96,9 +96,9 @@ def _inputs(clips: int) -> list[Any]:
 
 def _memory(form: Any, clips: int) -> int:
     """Bytes on one device by XLA's plan."""
-    from common import loop
+    from common.program import step_memory
 
-    return loop.step_memory(form.lower(*_inputs(clips)).compile().memory_analysis())
+    return step_memory(form.lower(*_inputs(clips)).compile().memory_analysis())
 
 
 def _seconds(clips: int) -> list[float]:

@@ -275,6 +275,16 @@ def splits(emojis: Sequence[Emoji]) -> dict[str, list[Emoji]]:
 
 def moving(archive: pathlib.Path) -> Iterator[tuple[str, bytes]]:
     """Yields (code, WebP bytes) of the emoji in a pack that have more than one frame."""
+    return ((code, webp) for code, webp, frames in _members(archive) if frames > 1)
+
+
+def still(archive: pathlib.Path) -> Iterator[tuple[str, bytes]]:
+    """Yields (code, WebP bytes) of the emoji in a pack that do not move."""
+    return ((code, webp) for code, webp, frames in _members(archive) if frames == 1)
+
+
+def _members(archive: pathlib.Path) -> Iterator[tuple[str, bytes, int]]:
+    """Yields code, WebP bytes and number of frames of every emoji in a pack."""
     with tarfile.open(archive) as tar:
         for member in tar:
             path = pathlib.PurePosixPath(member.name)
@@ -282,8 +292,7 @@ def moving(archive: pathlib.Path) -> Iterator[tuple[str, bytes]]:
                 continue
             webp = tar.extractfile(member).read()
             with Image.open(io.BytesIO(webp)) as image:  # reads the header alone
-                if getattr(image, "n_frames", 1) > 1:
-                    yield _code(path.stem), webp
+                yield _code(path.stem), webp, getattr(image, "n_frames", 1)
 
 
 def compose(webp: bytes, code: str, size: int = SIZE) -> np.ndarray:
@@ -301,7 +310,7 @@ def compose(webp: bytes, code: str, size: int = SIZE) -> np.ndarray:
     left, top = rng.integers(0, size - side + 1, 2).tolist()
     frames = []
     with Image.open(io.BytesIO(webp)) as image:
-        for number in range(image.n_frames):
+        for number in range(getattr(image, "n_frames", 1)):
             image.seek(number)
             emoji = image.convert("RGBA").resize((side, side), Image.Resampling.BOX)
             canvas = Image.new("RGB", (size, size), BACKGROUND)
@@ -378,17 +387,50 @@ def rendered(packs: int, workers: int) -> tuple[dict[str, list[Emoji]], pathlib.
     return splits([emojis[code] for code in codes]), videos
 
 
+def stills(packs: int, moving_emojis: Sequence[Emoji]) -> tuple[list[Emoji], pathlib.Path]:
+    """Draws the emoji of the first packs that do not move; returns them and the folder of CODE.png.
+
+    Images to be learned from beside the "pretrain" clips of `splits`: those of held-out families
+    and those whose moving twin is a test clip are left out.
+
+    Args:
+        packs: fetched already, by `rendered`.
+        moving_emojis: all moving emoji of these packs, whose families are held out.
+    """
+    names, *archives = [cache_folder() / "packages" / p.file_name for p in (NAMES, *PACKS[:packs])]
+    emojis, held = catalogue(names), held_out_families(moving_emojis)
+    hidden = {emoji.concept for emoji in moving_emojis if emoji.tone == HELD_OUT_TONE}
+    folder, drawn = rendering_folder() / "stills", []
+    folder.mkdir(parents=True, exist_ok=True)
+    for archive in archives:
+        for code, webp in still(archive):
+            emoji = emojis.get(code)  # a few flags are named in another way
+            if emoji is None or family_of(emoji) in held:
+                continue
+            if emoji.tone == HELD_OUT_TONE and emoji.concept in hidden:
+                continue
+            path = folder / f"{code}.png"
+            if not path.exists():
+                partial = path.with_suffix(f".{os.getpid()}.partial")
+                Image.fromarray(compose(webp, code)[0]).save(partial, "PNG")
+                partial.replace(path)
+            drawn.append(emoji)
+    return drawn, folder
+
+
 def rendering_folder() -> pathlib.Path:
     """Returns where the clips of this rendering, and what is made of them, are kept."""
     return cache_folder() / "emoji" / f"rendering_{RENDERING}"
 
 
-def write_table(path: pathlib.Path, emojis: Sequence[Emoji], videos: pathlib.Path) -> None:
+def write_table(
+    path: pathlib.Path, emojis: Sequence[Emoji], videos: pathlib.Path, suffix: str = ".mp4"
+) -> None:
     """Writes a jsonl table for ``common.ingest`` with the columns "group" and "concept"."""
     path.parent.mkdir(parents=True, exist_ok=True)
     rows = (
         {
-            "path": os.path.relpath(videos / f"{emoji.code}.mp4", path.parent),
+            "path": os.path.relpath(videos / f"{emoji.code}{suffix}", path.parent),
             "id": emoji.code,
             "group": emoji.group,
             "concept": emoji.concept,

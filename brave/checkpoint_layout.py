@@ -50,6 +50,28 @@ def load(path: str | os.PathLike, model: BraveModel, encoders: Sequence[str] = (
     return unused
 
 
+def initialise(path: str | os.PathLike, model: BraveModel, config: Any) -> list[str]:
+    """Fills a model with a published checkpoint to begin training there; see `load`.
+
+    Args:
+        path: a .npy file.
+        model: changed in place; all or nothing.
+        config: ``config.model``; the file itself shows all that counts.
+
+    Returns:
+        What was filled and what was left, in sentences for the log.
+
+    Raises:
+        UserError: the file cannot be read, or does not hold this model.
+    """
+    unused = load(path, model)
+    lines = [f"filled: the networks of {', '.join(sorted(model.backbones))} and their heads"]
+    if unused:
+        counts = haiku_layout.unread(unused)
+        lines.append("not used of the file: " + ", ".join(f"{k} ({n})" for k, n in counts.items()))
+    return lines
+
+
 def save(path: str | os.PathLike, model: BraveModel, config: Any) -> None:
     """Writes a model in the published layout, to be read by ``np.load(..., allow_pickle=True)``.
 

@@ -58,8 +58,6 @@ class Clock:
     def __init__(
         self,
         steps: int,
-        batch_size: int,
-        step_flops: float | None = None,
         peak: float | None = None,
         now: Callable[[], float] = time.perf_counter,
     ):
@@ -67,17 +65,14 @@ class Clock:
 
         Args:
             steps: steps this process is going to do.
-            batch_size: clips per step.
-            step_flops: FLOPs of one step on one device.
             peak: FLOP/s one device can do at most.
             now: a clock in seconds.
         """
-        self._steps, self._batch_size = steps, batch_size
-        self._step_flops, self._peak = step_flops, peak
-        self._now = now
+        self._steps, self._peak, self._now = steps, peak, now
         self._done = 0
         self._start = self._lap_start = now()
-        self._lap_done = 0
+        self._lap_done = self._lap_clips = 0
+        self._lap_flops = 0.0
         self._seconds = dict.fromkeys(PARTS, 0.0)
 
     @contextlib.contextmanager
@@ -89,9 +84,16 @@ class Clock:
         finally:
             self._seconds[part] += self._now() - start
 
-    def tick(self) -> None:
-        """Counts one step as done."""
+    def tick(self, clips: int, flops: float | None = None) -> None:
+        """Counts one step as done.
+
+        Args:
+            clips: in the step.
+            flops: FLOPs of the step on one device; None if they are not known.
+        """
         self._done += 1
+        self._lap_clips += clips
+        self._lap_flops += flops or 0.0
 
     def lap(self) -> dict[str, float]:
         """Returns the metrics of the steps since the last lap; seconds are means per step."""
@@ -99,14 +101,15 @@ class Clock:
         now = self._now()
         if steps == 0 or now <= self._lap_start:
             return {}
-        seconds = (now - self._lap_start) / steps
-        values = {"time/step": seconds, "clips_per_second": self._batch_size / seconds}
+        seconds = now - self._lap_start
+        values = {"time/step": seconds / steps, "clips_per_second": self._lap_clips / seconds}
         values |= {f"time/{part}": self._seconds[part] / steps for part in PARTS}
-        if self._step_flops:
-            values["flops_per_second_per_device"] = self._step_flops / seconds
+        if self._lap_flops:
+            values["flops_per_second_per_device"] = self._lap_flops / seconds
             if self._peak:
-                values["utilisation"] = self._step_flops / seconds / self._peak
+                values["utilisation"] = self._lap_flops / seconds / self._peak
         self._lap_start, self._lap_done = now, self._done
+        self._lap_clips, self._lap_flops = 0, 0.0
         self._seconds = dict.fromkeys(PARTS, 0.0)
         return values
 

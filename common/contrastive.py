@@ -93,6 +93,73 @@ def _backward(block: int, mesh: Any, residuals: Any, pulls: Any) -> tuple[jax.Ar
 _negatives.defvjp(_forward, _backward)
 
 
+@functools.partial(jax.jit, static_argnames=("function", "block"))
+def sum_over_others(
+    function: Callable[..., jax.Array],
+    x_BD: jax.Array,
+    y_BD: jax.Array,
+    a_B: jax.Array,
+    b_B: jax.Array,
+    block: int = BLOCK,
+) -> jax.Array:
+    """Sums ``function(x_i . y_j, a_i, b_j)`` over all j other than i: (B,), at least float32.
+
+    The counterpart of `negatives` for objectives that add up pairs one by one.
+
+    Args:
+        function: of three arrays that broadcast, elementwise; found again by its identity, so it
+            should not be made anew for every call.
+        x_BD, y_BD: two embeddings of every example.
+        a_B, b_B: a number of every example.
+        block: as for `negatives`.
+    """
+    mesh = jax.typeof(x_BD).sharding.mesh
+    if not set(AXES) <= set(mesh.axis_names):
+        mesh = None
+    return _sums(function, block, mesh, *_widen(x_BD, y_BD, a_B, b_B))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
+def _sums(function: Any, block: int, mesh: Any, x_BD: Any, y_BD: Any, a_B: Any, b_B: Any) -> Any:
+    def add_tile(row: Any, sum_I: jax.Array, column: Any, nothing: Any) -> tuple[Any, Any]:
+        (x_ID, a_I, number_I), (y_JD, b_J, number_J) = row, column
+        terms_IJ = function(_dot("id,jd->ij", x_ID, y_JD), a_I[:, None], b_J)
+        counted_IJ = _others(number_I, number_J)[..., 0]
+        return sum_I + jnp.where(counted_IJ, terms_IJ, 0).sum(1), nothing
+
+    number_B = _numbers(x_BD)
+    rows = (x_BD, a_B, number_B), jnp.zeros_like(a_B)
+    return _all_pairs(add_tile, rows, ((y_BD, b_B, number_B), ()), block, mesh)[0]
+
+
+def _sums_forward(function: Any, block: int, mesh: Any, *arrays: Any) -> tuple[Any, Any]:
+    return _sums(function, block, mesh, *arrays), arrays
+
+
+def _sums_backward(function: Any, block: int, mesh: Any, arrays: Any, pull_B: Any) -> Any:
+    def pull_tile(row: Any, of_rows: Any, column: Any, of_columns: Any) -> tuple[Any, Any]:
+        (x_ID, a_I, number_I, pull_I), (y_JD, b_J, number_J) = row, column
+        (dx_ID, da_I), (dy_JD, db_J) = of_rows, of_columns
+        scores_IJ = _dot("id,jd->ij", x_ID, y_JD)
+        _, derivatives = jax.vjp(function, scores_IJ, a_I[:, None], b_J[None])
+        counted_IJ = _others(number_I, number_J)[..., 0]
+        pulls_IJ = jnp.where(counted_IJ, pull_I[:, None], 0)
+        dscores_IJ, da_I1, db_1J = derivatives(pulls_IJ)
+        dx_ID += _dot("ij,jd->id", dscores_IJ, y_JD)
+        dy_JD += _dot("ij,id->jd", dscores_IJ, x_ID)
+        return (dx_ID, da_I + da_I1[:, 0]), (dy_JD, db_J + db_1J[0])
+
+    x_BD, y_BD, a_B, b_B = arrays
+    number_B = _numbers(x_BD)
+    zeros = jax.tree.map(jnp.zeros_like, ((x_BD, a_B), (y_BD, b_B)))
+    rows, columns = (x_BD, a_B, number_B, pull_B), (y_BD, b_B, number_B)
+    (dx, da), (dy, db) = _all_pairs(pull_tile, (rows, zeros[0]), (columns, zeros[1]), block, mesh)
+    return dx, dy, da, db
+
+
+_sums.defvjp(_sums_forward, _sums_backward)
+
+
 def _add_tile(row: Any, row_state: Any, column: Any, column_state: Any) -> tuple[Any, Any]:
     """Adds a tile of scores to the maxima and sums of its rows and columns."""
     (x_ID, number_I), (y_JKD, number_J) = row, column

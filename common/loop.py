@@ -31,9 +31,8 @@ import os
 import pathlib
 import signal
 import threading
-import time
 import types
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import jax
@@ -41,15 +40,17 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
-from common import attachments, checkpoint, collapse, hosts, locks, optimizers, sharding
+from common import attachments, checkpoint, collapse, hosts, locks, sharding
 from common import clock as clock_lib
 from common import config as config_lib
+from common import curriculum as curriculum_lib
 from common import metrics as metrics_lib
 from common import state as state_lib
-from common import step as step_lib
 from common.data import pipeline
 from common.errors import UserError
 from common.method import Method
+from common.program import Course, Program, build
+from common.step import Metrics
 
 COLLAPSE_PATIENCE = 500  # steps between two warnings
 
@@ -87,9 +88,18 @@ class _Pending:
 
 
 @jax.jit
-def _in_one(metrics: step_lib.Metrics) -> jax.Array:
+def _in_one(metrics: Metrics) -> jax.Array:
     """Puts all metrics, sorted by name, into one array: reading each by itself takes longer."""
     return jnp.stack([metrics[name].astype(jnp.float32) for name in sorted(metrics)])
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """What a step is trained with; a run has several where it has a curriculum."""
+
+    config: Any
+    method: Method
+    data: Data
 
 
 def train(
@@ -102,104 +112,54 @@ def train(
             the loss is no longer finite.
         Stopped: SIGTERM or SIGINT arrived; the state is saved.
     """
+    return train_parts([Part(config, method, data)], config, workdir)
+
+
+def train_parts(
+    parts: Sequence[Part], config: Any, workdir: str | os.PathLike[str]
+) -> state_lib.TrainState:
+    """Trains a run of several parts; see `train`, which it is for one.
+
+    Args:
+        parts: one for each of ``Curriculum(config).configs``, in their order.
+        config: of the whole run.
+        workdir: folder of the run.
+    """
     workdir = pathlib.Path(workdir)
-    program = build(method, config)
+    course = Course(config, [build(part.method, part.config) for part in parts])
     with contextlib.ExitStack() as stack:
         if hosts.is_first():
             taken = f"Another process trains in {workdir}; wait for it, stop it or name another."
             stack.enter_context(locks.exclusive(workdir / ".lock", taken))
-        return _train(program, workdir, data)
+        return _train(course, workdir, [part.data for part in parts])
 
 
-def _train(program: Program, workdir: pathlib.Path, data: Data) -> state_lib.TrainState:
+def _train(course: Course, workdir: pathlib.Path, data: Sequence[Data]) -> state_lib.TrainState:
     """Starts or continues the run in a folder that is this process's own."""
-    config = program.config
+    config = course.config
     config_lib.claim(config, workdir)
     attachments.keep(config, workdir)
     checkpoints = checkpoint.Checkpoints(workdir, config)
+    program = course.programs[0]
     state = checkpoints.restore(program.like)
     start = 0 if state is None else int(state.step)
     if start >= config.steps:
         _log.info("%s: all %d steps are done.", workdir, config.steps)
         return state
     batches = pipeline.device_batches(
-        data.batches(start), program.batch_sharding, config.data.prefetch
+        curriculum_lib.batches(course.curriculum, data, start),
+        program.batch_sharding,
+        config.data.prefetch,
     )
     try:
         _describe(program, workdir, start)
-        step = program.compile()  # while the first batches are being read
         if state is None:
-            state = program.init()
-        return _run(program, step, state, batches, checkpoints, workdir)
+            state = program.start()
+        course.compiled(start)  # while the first batches are being read
+        return _run(course, state, batches, checkpoints, workdir)
     finally:
         batches.close()
         checkpoints.finish()
-
-
-@dataclasses.dataclass(frozen=True)
-class Program:
-    """What a configuration compiles to, before any memory is used."""
-
-    config: Any
-    mesh: jax.sharding.Mesh
-    like: state_lib.TrainState  # shapes, dtypes and shardings of the state
-    specs: dict[str, jax.sharding.PartitionSpec]  # of the parameters
-    batch_like: dict[str, jax.ShapeDtypeStruct]
-    batch_sharding: jax.sharding.NamedSharding
-    init: Any  # () -> TrainState on the devices
-    step: Any  # the jitted step
-
-    def compile(self) -> jax.stages.Compiled:
-        """Compiles the step for the shapes of this configuration."""
-        start = time.perf_counter()
-        compiled = self.step.lower(self.like, self.batch_like).compile()
-        flops, memory = step_flops(compiled, self.config), compiled.memory_analysis()
-        _log.info(
-            "compiled in %.0f s; per step and device %s, %s of memory",
-            time.perf_counter() - start,
-            f"{flops:.3g} FLOPs" if flops else "an unknown number of FLOPs",
-            f"{step_memory(memory) / 2**20:,.0f} MiB" if memory else "an unknown amount",
-        )
-        return compiled
-
-
-def build(method: Method, config: Any) -> Program:
-    """Returns the program of a method under a configuration.
-
-    Raises:
-        UserError: mesh, sharding rules or optimizer cannot be as configured.
-    """
-    mesh = sharding.make_mesh(config)
-    graphdef, shapes = state_lib.abstract(method.build)
-    specs = sharding.parameter_specs(shapes, mesh, config.mesh.rules)
-    optimizer, schedule = optimizers.create(config.optimizer, config.steps, shapes)
-
-    def create() -> state_lib.TrainState:
-        return state_lib.create(method.build, optimizer, config.seed, config.ema_decay > 0)
-
-    like = jax.eval_shape(create)
-    state_shardings = sharding.state_shardings(like, mesh, specs)
-    batch_sharding = sharding.batch_sharding(mesh)
-    like = jax.tree.map(_with_sharding, like, state_shardings)
-    batch_like = {
-        name: jax.ShapeDtypeStruct(
-            (config.batch_size, *spec.shape), spec.dtype, sharding=batch_sharding
-        )
-        for name, spec in method.views.spec().items()
-    }
-    step = jax.jit(
-        step_lib.make_train_step(method, graphdef, optimizer, schedule, config),
-        donate_argnums=0,
-        out_shardings=(state_shardings, sharding.replicated(mesh)),
-    )
-    # On CPU, LLVM takes four times longer to optimise this than to compile it; and it runs once.
-    hurry = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
-    init = jax.jit(create, out_shardings=state_shardings, compiler_options=hurry)
-    return Program(config, mesh, like, specs, batch_like, batch_sharding, init, step)
-
-
-def _with_sharding(leaf: jax.ShapeDtypeStruct, where: Any) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where)
 
 
 def _describe(program: Program, workdir: pathlib.Path, start: int) -> None:
@@ -216,20 +176,17 @@ def _describe(program: Program, workdir: pathlib.Path, start: int) -> None:
 
 
 def _run(
-    program: Program,
-    step: jax.stages.Compiled,
+    course: Course,
     state: state_lib.TrainState,
     batches: Iterator[dict[str, Any]],
     checkpoints: checkpoint.Checkpoints,
     workdir: pathlib.Path,
 ) -> state_lib.TrainState:
     """The loop itself; its order is documented at the top of this file."""
-    config = program.config
+    config = course.config
     start = int(state.step)
-    clock = clock_lib.Clock(
-        config.steps - start, config.batch_size, step_flops(step, config),
-        clock_lib.peak_flops(jax.devices()[0].device_kind),
-    )  # fmt: skip
+    peak = clock_lib.peak_flops(jax.devices()[0].device_kind)
+    clock = clock_lib.Clock(config.steps - start, peak)
     pending: _Pending | None = None
     with _Signals() as signals, metrics_lib.MetricsWriter(workdir, start) as writer:
         report = _Report(config, writer, clock, workdir)
@@ -251,12 +208,13 @@ def _run(
                     save(number - 1)
                 raise
             sample_ids = batch.pop(pipeline.SAMPLE_ID)
+            program, step = course.program(number - 1), course.compiled(number - 1)
             with clock.time("device"):
                 with jax.transfer_guard("disallow"):
                     state, metrics = step(state, batch)
                     packed = _in_one(metrics)
                 values = pending.read() if pending else None
-            clock.tick()
+            clock.tick(program.config.batch_size, program.flops)
             if pending:
                 report(pending, values, state)
             pending = _Pending(number, sample_ids, sorted(metrics), packed)
@@ -342,29 +300,6 @@ class _Report:
             "set config.optimizer.clip_norm; if it did not, look at the examples, and try "
             "config.compute_dtype=float32."
         )
-
-
-def step_flops(compiled: jax.stages.Compiled, config: Any) -> float | None:
-    """Returns the FLOPs of one step on one device as XLA counts them; None where it does not.
-
-    What rematerialisation computes twice counts twice.
-    """
-    cost = compiled.cost_analysis()
-    if not cost or "flops" not in cost:
-        return None
-    # XLA counts the body of a loop once. Beside the networks the optimizer is nothing, so that it
-    # is multiplied as well does not show.
-    return cost["flops"] * config.microbatches
-
-
-def step_memory(memory: Any) -> int:
-    """Returns the bytes that a step needs on one device, by XLA's plan."""
-    return (
-        memory.argument_size_in_bytes
-        + memory.output_size_in_bytes
-        - memory.alias_size_in_bytes
-        + memory.temp_size_in_bytes
-    )
 
 
 class _Signals:

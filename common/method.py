@@ -24,6 +24,8 @@ Embeddings = Mapping[str, "jax.Array"]
 """What the objective compares: named float32 arrays of shape (B, D), or (B, K, D) where an example
 has several."""
 
+DOT, COSINE = "dot", "cosine"  # how features of one space are compared; see `Encoder`
+
 
 class Views(Protocol):
     """What the encoders see of a record while training: the host side of a method."""
@@ -49,12 +51,22 @@ class Views(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class VideoInput:
-    """What a video encoder takes: uint8 clips of shape (B, num_frames, size, size, 3)."""
+    """What a video encoder takes: uint8 clips of shape (B, num_frames, size, size, 3).
+
+    With `segments` a clip is the whole video, one frame from each of `num_frames` equal parts;
+    `frame_rate` and `stride` then do not count, and a single picture is a clip of one frame, so
+    the encoder also takes (B, 1, size, size, 3). `common.evaluation.segments` says which frames.
+
+    With `resize` the short side of a frame is resized to it, the square of that side in the middle
+    is cut out, and the square resized to `size`.
+    """
 
     num_frames: int
     frame_rate: float  # frames per second at which `stride` counts
     stride: int  # frames between two sampled ones
     size: int  # pixels
+    segments: bool = False
+    resize: int = 0  # pixels; 0 leaves it to what cuts the clips
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,14 +94,18 @@ class Encoder:
     features of shape (B, `dim`), in evaluation mode and without augmentation. It is pure and can be
     jitted with the model's state as argument.
 
-    Encoders with the same `space` map into one: the dot product of their features says how well
-    inputs belong together. An empty name means that features are not made to be compared.
+    Encoders with the same `space` map into one, and have the same `similarity`, which says how well
+    inputs belong together: `DOT` is the dot product of their features, `COSINE` that of the
+    features divided by their norms, these no less than 1e-8. Features come undivided, so that the
+    parts of a video are averaged first. An empty `space` means that features are not made to be
+    compared.
     """
 
     inputs: VideoInput | AudioInput | TextInput
     dim: int
     embed: Callable[[nnx.Module, jax.Array], jax.Array]
     space: str = ""
+    similarity: str = DOT
 
 
 class Method(Protocol):

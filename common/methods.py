@@ -16,9 +16,10 @@ def create(config: Any) -> Method:
     """
     # Imports are local so that a command which needs one method does not load the others.
     from brave.method import Brave
+    from frozen.method import Frozen
     from mil_nce.method import MilNce
 
-    methods = {"brave": Brave, "mil_nce": MilNce}
+    methods = {"brave": Brave, "frozen": Frozen, "mil_nce": MilNce}
     if config.method not in methods:
         raise UserError(f"config.method is {config.method!r}; it must be one of {sorted(methods)}.")
     return methods[config.method](config)

@@ -120,6 +120,12 @@ def _algorithm(config: Any, schedule: optax.Schedule, decayed: Any) -> optax.Gra
             momentum=config.momentum,
             nesterov=config.nesterov,
         )
+    if config.name == "adamw" and config.adamw_compat == "transformers":
+        return optax.chain(
+            _scale_by_early_eps(config.b1, config.b2, config.eps),
+            optax.add_decayed_weights(config.weight_decay, mask=decayed),
+            optax.scale_by_learning_rate(schedule),
+        )
     if config.name == "adamw":
         return optax.adamw(
             schedule,
@@ -137,6 +143,24 @@ def _algorithm(config: Any, schedule: optax.Schedule, decayed: Any) -> optax.Gra
             optax.sgd(schedule, momentum=config.momentum, nesterov=config.nesterov),
         )
     raise _unknown("name", config.name, ("lars", "adamw", "adam", "sgd"))
+
+
+def _scale_by_early_eps(b1: float, b2: float, eps: float) -> optax.GradientTransformation:
+    """Adam that adds eps to the root of the second moment before its bias is corrected.
+
+    As ``AdamW`` of Hugging Face's transformers did until it was taken out of version 5: in the
+    first steps eps is up to thirty times as large as elsewhere.
+    """
+
+    def update(gradients: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        mean = optax.tree.update_moment(gradients, state.mu, b1, 1)
+        square = optax.tree.update_moment_per_elem_norm(gradients, state.nu, b2, 2)
+        count = optax.safe_increment(state.count)
+        factor = jnp.sqrt(1 - b2**count) / (1 - b1**count)
+        updates = jax.tree.map(lambda m, v: factor * m / (jnp.sqrt(v) + eps), mean, square)
+        return updates, optax.ScaleByAdamState(count=count, mu=mean, nu=square)
+
+    return optax.GradientTransformation(optax.scale_by_adam(b1, b2).init, update)
 
 
 def _check_numbers(config: Any) -> None:
@@ -169,6 +193,13 @@ def _check_numbers(config: Any) -> None:
     if config.lars_compat == "released" and config.name != "lars":
         raise UserError(
             "config.optimizer.lars_compat='released' is about LARS and has no meaning with "
+            f"config.optimizer.name={config.name!r}; leave it at 'intended'."
+        )
+    if config.adamw_compat not in ("intended", "transformers"):
+        raise _unknown("adamw_compat", config.adamw_compat, ("intended", "transformers"))
+    if config.adamw_compat == "transformers" and config.name != "adamw":
+        raise UserError(
+            "config.optimizer.adamw_compat='transformers' is about AdamW and has no meaning with "
             f"config.optimizer.name={config.name!r}; leave it at 'intended'."
         )
 

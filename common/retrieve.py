@@ -2,9 +2,9 @@
 
 Every clip goes through the video encoder that shares a space with the text encoder, every caption
 through the text encoder; captions are then looked for by clips and clips by captions, by the inner
-product. Captions are those of the records, or of a published table (--table). Features of clips
-stay on disk: an evaluation that was stopped continues. docs/evaluation-retrieval.md defines every
-number.
+product or by the cosine, whichever the encoders are made for. Captions are those of the records, or
+of a published table (--table). Features of clips stay on disk: an evaluation that was stopped
+continues. docs/evaluation-retrieval.md defines every number.
 """
 
 from __future__ import annotations
@@ -26,21 +26,28 @@ if TYPE_CHECKING:
 
 FLAGS = flags.FLAGS
 BASELINES = ("random",)
-WINDOWS = "windows"
+WINDOWS, FROZEN = "windows", "frozen"
 
 
 def define_flags() -> None:
     """Defines the command line."""
-    from common.evaluation import retrieval
+    from common.evaluation import tie_rules
 
     model_flags.define()
     flags.DEFINE_string("test", None, "source of the clips", required=True)
     flags.DEFINE_string("table", "", "csv of MSR-VTT or YouCook2; none: the records' own captions")
-    flags.DEFINE_string("protocol", "even", "which clips: even, quick, released or windows")
+    flags.DEFINE_string("protocol", "even", "which clips: even, quick, released, frozen or windows")
     flags.DEFINE_integer(
         "windows", 10, "of each clip with --protocol=windows, MIL-NCE's published one", 1
     )
-    flags.DEFINE_enum("ties", "middle", list(retrieval.TIES), "what equal scores count")
+    flags.DEFINE_integer(
+        "sliding_window_stride", 0, "with --protocol=frozen, frames between windows; 0: one clip", 0
+    )
+    flags.DEFINE_bool(
+        "published_bound", False, "end the sliding window early, as Frozen's published code does"
+    )
+    flags.DEFINE_enum("ties", "middle", list(tie_rules.RULES), "what equal scores count")
+    flags.DEFINE_bool("all_metrics", False, "also show R@50 and the geometric mean of R@1, 5, 10")
     flags.DEFINE_list("baselines", [], "also evaluate: random (the network untrained)")
     flags.DEFINE_float(
         "dual_softmax", 0.0, "also rank by dual softmax, scores times this inside; 0: do not", 0.0
@@ -72,6 +79,7 @@ def main(_: list[str]) -> None:
         "table": FLAGS.table,
         "protocol": dataclasses.asdict(protocol),
         "ties": FLAGS.ties,
+        "all_metrics": FLAGS.all_metrics,
         "seed": FLAGS.seed,
         "rows": [],
     }
@@ -91,6 +99,13 @@ def main(_: list[str]) -> None:
 def _protocol() -> Protocol:
     from common.evaluation import protocols
 
+    stride = FLAGS.sliding_window_stride
+    if stride and FLAGS.protocol != FROZEN:
+        raise UserError(f"--sliding_window_stride goes with --protocol={FROZEN}.")
+    if FLAGS.published_bound and not stride:
+        raise UserError("--published_bound goes with --sliding_window_stride.")
+    if stride:
+        return protocols.sliding(stride, FLAGS.published_bound)
     if FLAGS.protocol != WINDOWS:
         if FLAGS["windows"].present:
             raise UserError(f"--windows goes with --protocol={WINDOWS}.")

@@ -2,7 +2,8 @@
 
 The index is what `common.embed` makes of video files with an encoder that shares a space with the
 bundle's text encoder (for MIL-NCE ``--encoder=video_joint``). Every video is scored, by the inner
-product with the text, as in `common.retrieve`.
+product with the text or by the cosine, whichever the encoders are made for, as in
+`common.retrieve`.
 """
 
 from __future__ import annotations
@@ -42,7 +43,8 @@ def main(argv: list[str]) -> None:
     video, text = zero_shot.shared_encoders(bundle.model)
     paths, features_ND = _read_index(FLAGS.index, bundle, video)
     words = bundle.encoders[text].inputs.tokenise(texts)
-    scores_QN = zero_shot.scores(bundle.embed_texts(texts), features_ND)
+    similarity = bundle.encoders[video].similarity
+    scores_QN = zero_shot.scores(bundle.embed_texts(texts), features_ND, similarity)
     for query, ids_W, scores_N in zip(texts, words, scores_QN, strict=True):
         print(f"\n{query}")
         if not ids_W.any():

@@ -24,14 +24,17 @@ def define_flags() -> None:
 def main(_: list[str]) -> int:
     """Checks the configuration, then trains."""
     config = config_lib.load()
-    from common import hosts, loop, methods
+    from common import curriculum, hosts, loop, methods
     from common.data import pipeline
 
     launch.keep_compiled_programs()
-    method = methods.create(config)
-    data = pipeline.TrainData(config, method.views, hosts.index(), hosts.count())
+    parts = []
+    for of_part in curriculum.Curriculum(config).configs:
+        method = methods.create(of_part)
+        data = pipeline.TrainData(of_part, method.views, hosts.index(), hosts.count())
+        parts.append(loop.Part(of_part, method, data))
     try:
-        loop.train(method, config, flags.FLAGS.workdir, data)
+        loop.train_parts(parts, config, flags.FLAGS.workdir)
     except loop.Stopped as stopped:
         logging.getLogger(__name__).info("%s; the same command continues it.", stopped)
         return 128 + stopped.signum

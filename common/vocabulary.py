@@ -2,7 +2,9 @@
 
 The words are those of the captions in record folders (``--source``), the most frequent first, or of
 a file that has them already (``--words``). With ``--vectors`` the result is an ``.npz`` that also
-holds the words' vectors, with which the table of a text tower begins. Nothing is overwritten.
+holds the words' vectors, with which the table of a text tower begins. With ``--pieces=N`` the
+captions' words are cut into N pieces at most, which are learned, for a text tower that is a
+transformer; the result is a ``vocab.txt`` like BERT's. Nothing is overwritten.
 """
 
 from __future__ import annotations
@@ -35,6 +37,7 @@ def define_flags() -> None:
     flags.DEFINE_integer("min_count", 1, "--source: words that occur less often are left out", 1)
     flags.DEFINE_integer("max_size", None, "--source: words to keep at most; default: all", 1)
     flags.DEFINE_boolean("lower", True, "--source: make letters lower case first")
+    flags.DEFINE_integer("pieces", None, "--source: learn so many word pieces instead of words", 1)
     flags.DEFINE_string("vectors", "", "vectors of words: word2vec or GloVe, plain or .gz")
     flags.DEFINE_enum(
         "unknown", "normal", ["normal", "zeros"], "vectors of words that --vectors lacks"
@@ -45,6 +48,9 @@ def main(_: list[str]) -> None:
     """Makes the vocabulary and says what to type next."""
     output = pathlib.Path(FLAGS.output)
     _check_flags(output)
+    if FLAGS.pieces:
+        _learn_pieces(output)
+        return
     from common.data import word_vectors
     from common.data.text import Vocabulary
 
@@ -75,6 +81,7 @@ def _check_flags(output: pathlib.Path) -> None:
     counting = [f"--{name}" for name in _COUNTING if FLAGS[name].present]
     if FLAGS.words and counting:
         raise UserError(f"{counting[0]} is about counting and goes with --source, not --words.")
+    _check_pieces(counting)
     if FLAGS.vectors and not os.path.isfile(FLAGS.vectors):
         raise UserError(f"--vectors: there is no file {FLAGS.vectors}.")
     if FLAGS.vectors and output.suffix != ".npz":
@@ -95,6 +102,32 @@ def _check_flags(output: pathlib.Path) -> None:
         raise UserError(f"--output={output} cannot be written: {error}") from error
     if not writable:
         raise UserError(f"--output={output} cannot be written: {output.parent} is read-only.")
+
+
+def _check_pieces(counting: list[str]) -> None:
+    """Says which flags mean nothing for word pieces."""
+    if FLAGS.pieces is None:
+        return
+    if FLAGS.words:
+        raise UserError("--pieces are learned from captions and go with --source, not --words.")
+    if others := counting + ["--vectors"] * bool(FLAGS.vectors):
+        raise UserError(
+            f"{others[0]} is about whole words; --pieces are always lower case, as many as it says "
+            "and without vectors. Leave one of the two out."
+        )
+
+
+def _learn_pieces(output: pathlib.Path) -> None:
+    """Learns word pieces of all captions and writes them.
+
+    Raises:
+        UserError: a source cannot be opened or has no captions, or the pieces are too few.
+    """
+    from common.data.word_pieces import WordPieces
+
+    pieces = WordPieces.train(_captions(), FLAGS.pieces, f"the captions of {FLAGS.source}")
+    pieces.write(output)
+    print(f"{output}: {pieces.num_ids} word pieces")
 
 
 def _counted() -> Vocabulary:

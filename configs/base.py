@@ -24,7 +24,10 @@ def get_config() -> ConfigDict:
     config.compute_dtype = "auto"  # "float32", "bfloat16", or "auto": bfloat16 on accelerators
     config.remat = "none"  # "none" or "block": recompute residual blocks in the backward pass
     config.ema_decay = 0.0  # >0 keeps an exponential moving average of the parameters
+    # What changes on the way, "STEP: KEY=VALUE ... | KEY=VALUE ..."; see common/curriculum.py.
+    config.curriculum = ()
     config.files = ()  # keys that name files a trained model needs: copied into runs and bundles
+    config.init = ()  # weights to begin with, in this order: runs, bundles or published files
     config.model = ConfigDict()  # the method's own keys
 
     config.data = data = ConfigDict()
@@ -62,6 +65,9 @@ def get_config() -> ConfigDict:
     optimizer.lars_compat = (
         "intended"  # "released": BraVe's inverted masks, multiplier before trust
     )
+
+    # Where AdamW adds eps: "intended", or before the bias correction as "transformers" 4 did.
+    optimizer.adamw_compat = "intended"
 
     config.mesh = mesh = ConfigDict()
     mesh.data = -1  # devices along "data"; -1: all that "fsdp" leaves

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import collections
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from absl import logging
-from flax import nnx
 
 from common.backbones.s3d import S3D
 from common.errors import UserError
-from common.weights import haiku_layout, s3d_layout, safe_pickle, torch_file
+from common.weights import haiku_layout, s3d_layout, safe_pickle, torch_file, torch_layout
 from mil_nce.model import MilNceModel
 
 # What each encoder of `mil_nce.method` is made of.
@@ -28,13 +27,6 @@ _SIZES = {
     "text_module.fc1.weight": ("text.hidden", "text.word_dim"),
     "text_module.fc2.weight": ("embedding_dim", "text.hidden"),
 }
-
-
-class _Table(s3d_layout.Layer):
-    """The text tower's table of words; as a kernel it would be the other way round in files."""
-
-    def variables(self) -> Iterator[tuple[nnx.Variable, str]]:
-        yield self.ours.words, f"{self.module}.weight"
 
 
 def load(path: str | os.PathLike, model: MilNceModel, encoders: Sequence[str] = ()) -> list[str]:
@@ -64,11 +56,38 @@ def load(path: str | os.PathLike, model: MilNceModel, encoders: Sequence[str] = 
     parts = dict.fromkeys(part for name in names for part in _PARTS[name])
     layers = [layer for part in parts for layer in _layers(model, part, prefix)]
     _check_sizes(layers, published, prefix, path)
-    unread = s3d_layout.read(layers, _turned(published, prefix), str(path))
+    unread = torch_layout.read(layers, published, str(path))
     if unread:
         counts = collections.Counter(key.removeprefix(prefix).split(".")[0] for key in unread)
         logging.info("%s: tensors left unread: %s", path, dict(counts))
     return unread
+
+
+def initialise(path: str | os.PathLike, model: MilNceModel, config: Any) -> list[str]:
+    """Fills a model with a published checkpoint to begin training there; see `load`.
+
+    Of a .pkl file of MMV it is the video network.
+
+    Args:
+        path: a .pth or .pth.tar file, or a .pkl.
+        model: changed in place; all or nothing.
+        config: ``config.model``; the file itself shows all that counts.
+
+    Returns:
+        What was filled and what was left, in sentences for the log.
+
+    Raises:
+        UserError: the file cannot be read, or does not hold this model.
+    """
+    only_video = os.fspath(path).endswith(".pkl")
+    unread = load(path, model, ["video"] if only_video else ())
+    others = "" if only_video else ", its projection and the text network"
+    lines = [f"filled: the video network{others}"]
+    if only_video:
+        lines.append("left as they begin: the projection and the text network")
+    if unread:
+        lines.append(f"not used of the file: {len(unread)} tensors, such as {unread[0]}")
+    return lines
 
 
 def _load_mmv(path: str | os.PathLike, model: MilNceModel, encoders: Sequence[str]) -> list[str]:
@@ -145,7 +164,7 @@ def published_arrays(model: MilNceModel, prefix: str = "") -> dict[str, np.ndarr
     """
     parts = ("video", "projection", "text")
     layers = [layer for part in parts for layer in _layers(model, part, prefix)]
-    return _turned(s3d_layout.write(layers), prefix)
+    return torch_layout.write(layers)
 
 
 def _tensors(contents: Any, path: str | os.PathLike) -> dict[str, np.ndarray]:
@@ -162,12 +181,6 @@ def _tensors(contents: Any, path: str | os.PathLike) -> dict[str, np.ndarray]:
     return found
 
 
-def _turned(published: Mapping[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
-    """Transposes the table of words, where there is one."""
-    key = f"{prefix}{_TABLE}.weight"
-    return {name: value.T if name == key else value for name, value in published.items()}
-
-
 def _s3d(model: MilNceModel) -> S3D:
     if isinstance(model.video, S3D):
         return model.video
@@ -177,32 +190,32 @@ def _s3d(model: MilNceModel) -> S3D:
     )
 
 
-def _layers(model: MilNceModel, part: str, prefix: str) -> list[s3d_layout.Layer]:
+def _layers(model: MilNceModel, part: str, prefix: str) -> list[torch_layout.Layer]:
     """The layers of a part of the model in the published order."""
     if part == "video":
         return s3d_layout.layers_of(_s3d(model), prefix)
     if part == "projection":
-        return [s3d_layout.Layer(model.video_projection, f"{prefix}fc")]
+        return [torch_layout.Layer(model.video_projection, f"{prefix}fc")]
     return [
-        _Table(model.text, prefix + _TABLE),
-        s3d_layout.Layer(model.text.hidden, f"{prefix}text_module.fc1"),
-        s3d_layout.Layer(model.text.output, f"{prefix}text_module.fc2"),
+        torch_layout.Table(model.text.words, f"{prefix}{_TABLE}.weight"),
+        torch_layout.Layer(model.text.hidden, f"{prefix}text_module.fc1"),
+        torch_layout.Layer(model.text.output, f"{prefix}text_module.fc2"),
     ]
 
 
 def _check_sizes(
-    layers: Sequence[s3d_layout.Layer],
+    layers: Sequence[torch_layout.Layer],
     published: Mapping[str, np.ndarray],
     prefix: str,
     path: str | os.PathLike,
 ) -> None:
-    """Says which settings would make a file fit; other mistakes are left to `s3d_layout.read`."""
+    """Says which settings would make a file fit; other mistakes are left to `torch_layout.read`."""
     for layer in layers:
         ours, key = next(layer.variables())
         if key not in published:
             continue
         wanted = tuple(ours.shape)
-        if not isinstance(layer, _Table):
+        if not isinstance(layer, torch_layout.Table):
             wanted = (*wanted[:-3:-1], *wanted[:-2])
         settings = _fitting(key.removeprefix(prefix), published[key].shape, wanted)
         if settings:

@@ -2,7 +2,8 @@
 
 Records and video files come through the same functions, so a bundle sees exactly what evaluation
 saw. The arithmetic is that of the published evaluations of BraVe (github.com/google-deepmind/brave)
-and MMV, but for the TensorFlow, which is not needed here.
+and MMV, but for the TensorFlow, and of Frozen in Time (github.com/m-bain/frozen-in-time), but for
+the torchvision 0.9.1, which are not needed here.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from common.evaluation import windows
+from common.evaluation import segments, windows
 from common.evaluation.protocols import (
     CONSECUTIVE,
     LOOPED,
@@ -87,7 +88,11 @@ def video_clips(
     - looped: frames as `windows.looped_frames` says, the short side resized to the size, the square
       in the middle;
     - consecutive: stored frames from `windows.start_frames` on, as `squares` says; the encoder's
-      frame rate plays no part.
+      frame rate plays no part;
+    - segments, and spread where the encoder says so: frames as `segments.frames` says, of a single
+      picture one.
+
+    An encoder that says what a frame is resized to gets `resized_squares`, whatever the rule.
 
     Args:
         frame: returns a stored frame by number, uint8 (H, W, 3); asked once per frame needed.
@@ -95,12 +100,16 @@ def video_clips(
         stored_rate: frames per second.
         inputs: what the encoder takes.
         protocol: how many clips and crops.
+
+    Raises:
+        UserError: the protocol is not one for such encoders.
     """
+    protocol.check(inputs)
     inputs, count = protocol.sampling(inputs), protocol.test_clips
     if protocol.rule == CONSECUTIVE:
         begin_K = windows.start_frames(num_stored, inputs.num_frames, count)
         at_KT = begin_K[:, None] + np.arange(inputs.num_frames)
-        return squares(frame, num_stored, at_KT, inputs.size)
+        return squares(frame, num_stored, at_KT, inputs)
     short_side = inputs.size
     if protocol.rule == LOOPED:
         length = frames_at_rate(num_stored, stored_rate, inputs.frame_rate)
@@ -108,34 +117,47 @@ def video_clips(
         indices_KT = stored_frames(at_KT, num_stored, stored_rate, inputs.frame_rate)
     else:
         short_side = inputs.size * RESIZE_NUMERATOR // RESIZE_DENOMINATOR
-        indices_KT = frame_indices(num_stored, stored_rate, inputs, count)
+        if inputs.segments:
+            indices_KT = segments.frames(num_stored, inputs, protocol)
+        else:
+            indices_KT = frame_indices(num_stored, stored_rate, inputs, count)
     used, place_KT = np.unique(indices_KT, return_inverse=True)
     place_KT = place_KT.reshape(indices_KT.shape)
     crops = []
     for index in used:
-        image_HWC = resize_short_side(frame(int(index)), short_side)
-        crops.append(square_crops(image_HWC, inputs.size, protocol.test_crops))
+        image_HWC = frame(int(index))
+        if inputs.resize:
+            crops.append(resized_squares(image_HWC, inputs, protocol.test_crops))
+        else:
+            image_HWC = resize_short_side(image_HWC, short_side)
+            crops.append(square_crops(image_HWC, inputs.size, protocol.test_crops))
     crops_NJSSC = np.stack(crops)
     clips_KJTSSC = np.moveaxis(crops_NJSSC[place_KT], 1, 2)
     return np.ascontiguousarray(clips_KJTSSC.reshape(-1, *clips_KJTSSC.shape[2:]))
 
 
 def squares(
-    frame: Callable[[int], np.ndarray], num_stored: int, stored_KT: np.ndarray, size: int
+    frame: Callable[[int], np.ndarray], num_stored: int, stored_KT: np.ndarray, inputs: VideoInput
 ) -> np.ndarray:
-    """Returns the square in the middle of each frame, resized, uint8 (K, T, size, size, 3).
+    """Returns the square in the middle of each frame, resized, uint8 (K, T, S, S, 3).
+
+    It is as large as the shorter side, or as `resized_squares` says where the encoder asks for it.
 
     Args:
         frame: returns a stored frame by number, uint8 (H, W, 3); asked once per frame needed.
         num_stored: how many frames there are; what lies before and after them is black.
         stored_KT: which stored frames.
-        size: pixels.
+        inputs: what the encoder takes.
     """
+    size = inputs.size
     used, place_KT = np.unique(np.clip(stored_KT, -1, num_stored), return_inverse=True)
     pictures_USSC = np.zeros((len(used), size, size, 3), np.uint8)
     for picture_SSC, index in zip(pictures_USSC, used, strict=True):
         if 0 <= index < num_stored:
             image_HWC = frame(int(index))
+            if inputs.resize:
+                (picture_SSC[:],) = resized_squares(image_HWC, inputs, 1)
+                continue
             (square_HWC,) = square_crops(image_HWC, min(image_HWC.shape[:2]), 1)
             picture_SSC[:] = resize_short_side(square_HWC, size)
     return pictures_USSC[place_KT.reshape(stored_KT.shape)]
@@ -146,6 +168,34 @@ def square_crops(image_HWC: np.ndarray, size: int, count: int) -> list[np.ndarra
     height, width, _ = image_HWC.shape
     corners = zip(starts(height, size, count), starts(width, size, count), strict=True)
     return [image_HWC[top : top + size, left : left + size] for top, left in corners]
+
+
+def resized_squares(image_HWC: np.ndarray, inputs: VideoInput, count: int) -> list[np.ndarray]:
+    """Returns `count` squares of a frame as `VideoInput.resize` says, uint8 (size, size, 3) each.
+
+    Several advance from one end of the longer side to the other. Both resizes are in float32, and
+    rounded once at the end.
+    """
+    return [
+        np.rint(resize_bilinear(square_HWC, inputs.size, inputs.size)).astype(np.uint8)
+        for square_HWC in large_squares(image_HWC, inputs.resize, count)
+    ]
+
+
+def large_squares(image_HWC: np.ndarray, side: int, count: int) -> list[np.ndarray]:
+    """Returns `count` squares of an image whose short side was resized to theirs, float32.
+
+    A single one lies in the middle, by halves rounded to the even pixel as torchvision's does; see
+    `square_crops` for several.
+    """
+    height, width, _ = image_HWC.shape
+    shorter = min(height, width)
+    height, width = height * side // shorter, width * side // shorter
+    resized_HWC = resize_bilinear(image_HWC, height, width)
+    if count > 1:
+        return square_crops(resized_HWC, side, count)
+    top, left = round((height - side) / 2), round((width - side) / 2)
+    return [resized_HWC[top : top + side, left : left + side]]
 
 
 def resize_short_side(image_HWC: np.ndarray, short_side: int) -> np.ndarray:

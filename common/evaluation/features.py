@@ -12,6 +12,7 @@ import contextlib
 import dataclasses
 import fcntl
 import hashlib
+import itertools
 import json
 import logging
 import os
@@ -104,7 +105,8 @@ def extract(
         num_videos: videos are numbered from 0.
         dim: D, numbers per row.
         read: see `Read`.
-        embed: see `Embed`; always called with `batch_size` clips, the last ones padding.
+        embed: see `Embed`; always called with `batch_size` clips of one shape, the last ones
+            padding where no more are left, or the next one has another shape.
         batch_size: clips per call of `embed`.
         threads: how many videos are read at once; 0 is one per core, at most 16.
 
@@ -177,8 +179,10 @@ def _run(
 
         def flush(last: bool) -> None:
             nonlocal written
-            while len(clips) >= batch_size or (last and clips):
-                count = min(batch_size, len(clips))
+            while clips:
+                count = _alike(clips, batch_size)
+                if count == len(clips) < batch_size and not last:
+                    break
                 padded = [*range(count)] + [count - 1] * (batch_size - count)
                 rows_BD = embed(
                     np.stack([clips[i] for i in padded]), np.array([clip_ids[i] for i in padded])
@@ -206,6 +210,15 @@ def _run(
         flush(last=True)
     if num_bad:
         _log.warning("%d of %d videos could not be read and are left out", num_bad, num_videos)
+
+
+def _alike(clips: list[np.ndarray], batch_size: int) -> int:
+    """Returns how many of the first clips have one shape, so that they make a batch.
+
+    Videos and pictures differ in their number of frames where an encoder says so.
+    """
+    shape = clips[0].shape
+    return sum(1 for _ in itertools.takewhile(lambda c: c.shape == shape, clips[:batch_size]))
 
 
 def in_order(numbers: range, read: Read, threads: int) -> Iterator[tuple[int, Example | BadClip]]:

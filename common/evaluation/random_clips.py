@@ -27,10 +27,14 @@ def cutter(
         protocol: how many, and by which rule.
         seed: of the draws.
         rates: of records that do not say.
+
+    Raises:
+        UserError: such clips are not defined for the encoder.
     """
     passes = protocol.train_passes
     if isinstance(inputs, AudioInput):
         return _audio_cutter(inputs, passes, seed, rates)
+    protocol.check_random(inputs)
     if protocol.rule == LOOPED:
         return _looped_cutter(protocol.sampling(inputs), passes, seed, rates)
     return _video_cutter(inputs, passes, seed, rates)

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from common.evaluation import retrieval
+from common.evaluation import tie_rules
 from common.evaluation.intervals import Interval
 from common.evaluation.result_tables import Table, named
-from common.evaluation.zero_shot import INNER_PRODUCT
+from common.evaluation.zero_shot import is_dual_softmax
 
 _METRICS = ("R@1", "R@5", "R@10", "median rank", "mean rank")
+_ALL_METRICS = ("R@1", "R@5", "R@10", "R@50", "geometric mean", "median rank", "mean rank")
+_SHARES = ("R@", "geometric")  # shown in percent
 
 
 def tables(results: Mapping[str, Any]) -> list[Table]:
@@ -20,21 +22,23 @@ def tables(results: Mapping[str, Any]) -> list[Table]:
     about = (
         f"Tested on {results['test']}{captions}; protocol {protocol['name']}: {protocol['about']}.",
         "R@K in percent, ranks from 1, with 95% intervals over videos.",
-        f"Ties: {ties} ({retrieval.TIES[ties]}).",
+        f"Ties: {ties} ({tie_rules.RULES[ties]}).",
     )
     trained = [row["features"] == "trained" for row in rows]
-    return [Table("Zero-shot retrieval", about, _cells(rows), trained, _remarks(rows))]
+    # Results of earlier versions do not say what is shown.
+    shown = _ALL_METRICS if results.get("all_metrics", False) else _METRICS
+    return [Table("Zero-shot retrieval", about, _cells(rows, shown), trained, _remarks(rows))]
 
 
-def _cells(rows: Sequence[Mapping[str, Any]]) -> list[list[str]]:
-    table = [["weights", "scores", "direction", *_METRICS, "queries", "candidates"]]
+def _cells(rows: Sequence[Mapping[str, Any]], shown: Sequence[str]) -> list[list[str]]:
+    table = [["weights", "scores", "direction", *shown, "queries", "candidates"]]
     for row in rows:
         line = [row["features"], row["scores"], row["direction"]]
-        for name in _METRICS:
+        for name in shown:
             interval = Interval(**row["metrics"][name]) if row["metrics"] else None
             if interval is None:
                 line.append("undefined")
-            elif name.startswith("R@"):
+            elif name.startswith(_SHARES):
                 line.append(interval.percent())
             else:
                 line.append(interval.text())
@@ -55,6 +59,6 @@ def _remarks(rows: Sequence[Mapping[str, Any]]) -> list[str]:
         lines.append(f"{unknown} captions have no word that the text encoder knows.")
     if any(not row["metrics"] for row in rows):
         lines.append("--ties=published is not defined where a clip has several right captions.")
-    if any(row["scores"] != INNER_PRODUCT for row in rows):
+    if any(is_dual_softmax(row) for row in rows):
         lines.append("Dual softmax looks at all queries at once: a task of its own.")
     return lines

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from common.data import records
+from common.errors import UserError
 from common.evaluation import clips, reading, windows
 from common.evaluation.features import BadClip, Example, Read
 from common.method import VideoInput
@@ -58,8 +59,15 @@ class Stretches:
             rates: of records that do not say.
 
         Raises:
-            UserError: the source has no frames.
+            UserError: the source has no frames, or windows are asked for where an encoder's frames
+                are spread over the whole video.
         """
+        if inputs.segments and (self.windows or self.every_second):
+            raise UserError(
+                "Windows of a video are neighbouring frames, but the encoder's frames are spread "
+                "over a whole clip. For retrieval take --protocol=frozen, with each clip ingested "
+                "as a record of its own; steps are not localised with such a model."
+            )
         whole = reading.SourceReader(source, "frames", cut, rates)
 
         def read(number: int) -> Example:
@@ -154,6 +162,6 @@ def _pictures(
     stored_KT = np.floor(at_KT * stored_rate + _SLACK).astype(np.int64)
     frame = clips.encoded_frames(clip.frames_jpeg)
     try:
-        return clips.squares(frame, num_stored, stored_KT, inputs.size)
+        return clips.squares(frame, num_stored, stored_KT, inputs)
     except ValueError as error:
         raise BadClip(str(error)) from error

@@ -4,26 +4,31 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from common.data.text import PADDING
 from common.errors import UserError
-from common.evaluation import captioned, retrieval
+from common.evaluation import captioned, retrieval, tie_rules
 from common.evaluation.captioned import Captioned
 from common.evaluation.dual_softmax import dual_softmax
 from common.evaluation.embedding import Embedder
 from common.evaluation.features import Features
-from common.method import TextInput, VideoInput
+from common.evaluation.tie_rules import TEXT_TO_VIDEO, VIDEO_TO_TEXT
+from common.method import COSINE, DOT, TextInput, VideoInput
 
 if TYPE_CHECKING:
     from common.evaluation.extraction import Extraction
     from common.weights.loading import Loaded
 
-INNER_PRODUCT = "inner product"
+NAMES = {DOT: "inner product", COSINE: "cosine"}  # of similarities, in results
+_DUAL = "dual softmax"
+_LEAST_NORM = 1e-8  # of a feature compared by cosine: one of zeros is like nothing
 _TIMES = re.compile(r"#(\d+\.\d{3})?-(\d+\.\d{3})?$")
+# A YouTube id, start and end, as MSVD, VATEX and Kinetics name the files of their clips.
+_YOUTUBE = re.compile(r"(?<![^/])([\w-]{11})_\d+_\d+(?=(\.\w+)?$)", re.ASCII)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,6 +41,7 @@ class Embedded:
         clip_Q: the clip of each caption.
         video_M: the video of each clip; several clips may be of one.
         facts: of the rows of results.
+        similarity: how the rows are compared, `DOT` or `COSINE` of ``common.method``.
     """
 
     clips_MD: np.ndarray
@@ -43,6 +49,7 @@ class Embedded:
     clip_Q: np.ndarray
     video_M: tuple[str, ...]
     facts: dict[str, Any]
+    similarity: str = DOT
 
 
 def shared_encoders(loaded: Loaded) -> tuple[str, str]:
@@ -58,6 +65,7 @@ def shared_encoders(loaded: Loaded) -> tuple[str, str]:
                 isinstance(of_text.inputs, TextInput)
                 and isinstance(of_video.inputs, VideoInput)
                 and of_text.space == of_video.space != ""
+                and of_text.similarity == of_video.similarity
             ):
                 return video, text
     raise UserError(
@@ -114,12 +122,17 @@ def embed(
         clip_Q=clip_Q,
         video_M=tuple(video_of(clip.record) for clip in readable),
         facts=facts,
+        similarity=encoder.similarity,
     )
 
 
 def video_of(record: str) -> str:
-    """Returns the id of a record without the times by which ingest tells clips of a video apart."""
-    return _TIMES.sub("", record)
+    """Returns the id of a record without the times that tell clips of one video apart.
+
+    These are those that ingest appends, and those in names such as ``mv89psg6zh4_33_46.avi``, which
+    data sets give to clips of a YouTube video.
+    """
+    return _YOUTUBE.sub(r"\1", _TIMES.sub("", record))
 
 
 def rows(embedded: Embedded, ties: str, inverse_temperature: float = 0.0) -> list[dict[str, Any]]:
@@ -130,26 +143,29 @@ def rows(embedded: Embedded, ties: str, inverse_temperature: float = 0.0) -> lis
 
     Args:
         embedded: clips and captions.
-        ties: a key of `retrieval.TIES`.
+        ties: a key of `tie_rules.RULES`.
         inverse_temperature: of the dual softmax; 0 leaves it out.
     """
-    clips_MD, texts_QD, clip_Q = embedded.clips_MD, embedded.texts_QD, embedded.clip_Q
+    clips_MD = comparable(embedded.clips_MD, embedded.similarity)
+    texts_QD = comparable(embedded.texts_QD, embedded.similarity)
+    clip_Q = embedded.clip_Q
     asked_A = np.unique(clip_Q)  # clips that have captions
     own_A = np.split(np.arange(len(clip_Q)), np.flatnonzero(np.diff(clip_Q)) + 1)
     directions = {
-        "text to video": (texts_QD, clips_MD, clip_Q, clip_Q),
-        "video to text": (clips_MD[asked_A], texts_QD, own_A, asked_A),
+        TEXT_TO_VIDEO: (texts_QD, clips_MD, clip_Q, clip_Q),
+        VIDEO_TO_TEXT: (clips_MD[asked_A], texts_QD, own_A, asked_A),
     }
     plain, dual = [], []
     for direction, (queries, candidates, right, clip_N) in directions.items():
         facts = {**embedded.facts, "direction": direction, "candidates": len(candidates)}
-        groups = [embedded.video_M[clip] for clip in clip_N]
+        groups, rule = [embedded.video_M[clip] for clip in clip_N], tie_rules.of(ties, direction)
         ranks = retrieval.ranks_from_embeddings(queries, candidates, right)
-        plain.append({**facts, "scores": INNER_PRODUCT, **_outcome(ranks, ties, groups)})
+        label = NAMES[embedded.similarity]
+        plain.append({**facts, "scores": label, **_outcome(ranks, rule, groups)})
         if inverse_temperature:
             scores_NM = dual_softmax(scores(queries, candidates), inverse_temperature)
-            label = f"dual softmax at {inverse_temperature:g}"
-            outcome = _outcome(retrieval.ranks(scores_NM, right), ties, groups)
+            label = f"{_DUAL} at {inverse_temperature:g}"
+            outcome = _outcome(retrieval.ranks(scores_NM, right), rule, groups)
             dual.append({**facts, "scores": label, **outcome})
     return plain + dual
 
@@ -166,8 +182,27 @@ def _means(found: Features) -> np.ndarray:
     return np.stack([found.rows_RD[span].mean(axis=0) for span in spans])
 
 
-def scores(queries_ND: np.ndarray, candidates_MD: np.ndarray) -> np.ndarray:
-    """Returns inner products, float64 (N, M); those of equal rows are equal to the last bit."""
-    queries_UD, query_N = retrieval.distinct(queries_ND)
-    candidates_VD, candidate_M = retrieval.distinct(candidates_MD)
+def is_dual_softmax(row: Mapping[str, Any]) -> bool:
+    """Says whether a row of `rows` ranks by dual softmax."""
+    return row["scores"].startswith(_DUAL)
+
+
+def comparable(features_ND: np.ndarray, similarity: str) -> np.ndarray:
+    """Returns features whose inner products are the similarity, (N, D).
+
+    For the cosine they are divided by their norms, each no less than 1e-8 as in Frozen in Time's
+    published code (github.com/m-bain/frozen-in-time), in float64.
+    """
+    if similarity != COSINE:
+        return features_ND
+    features_UD, place_N = retrieval.distinct(features_ND)
+    norm_U1 = np.linalg.norm(features_UD, axis=1, keepdims=True)
+    with np.errstate(invalid="ignore"):  # what is not finite is refused when it is ranked
+        return (features_UD / np.maximum(norm_U1, _LEAST_NORM))[place_N]
+
+
+def scores(queries_ND: np.ndarray, candidates_MD: np.ndarray, similarity: str = DOT) -> np.ndarray:
+    """Returns similarities, float64 (N, M); those of equal rows are equal to the last bit."""
+    queries_UD, query_N = retrieval.distinct(comparable(queries_ND, similarity))
+    candidates_VD, candidate_M = retrieval.distinct(comparable(candidates_MD, similarity))
     return (queries_UD @ candidates_VD.T)[query_N][:, candidate_M]

@@ -177,7 +177,9 @@ def evaluate(
     texts_by_task = dict(zip(used, np.split(texts_QD, ends[:-1]), strict=True))
     scores = {
         (task, video): zero_shot.scores(
-            rows_by_record[videos.record_by_key[task, video]], texts_by_task[task]
+            rows_by_record[videos.record_by_key[task, video]],
+            texts_by_task[task],
+            encoder.similarity,
         )
         for task, video in kept
     }

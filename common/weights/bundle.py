@@ -34,7 +34,7 @@ from common.evaluation import reading
 from common.evaluation.embedding import Embedder
 from common.evaluation.features import BadClip, Example, in_order
 from common.evaluation.protocols import Protocol
-from common.method import AudioInput, Encoder, TextInput, VideoInput
+from common.method import DOT, AudioInput, Encoder, TextInput, VideoInput
 from common.weights import loading, model_card
 
 FORMAT = 1
@@ -91,8 +91,8 @@ class Bundle:
     def embed_texts(self, sentences: Sequence[str]) -> np.ndarray:
         """Returns one feature per sentence, float32 (N, D).
 
-        With the features of a video encoder of the same space (see ``encoders``) their dot product
-        says how well a video fits a sentence.
+        With the features of a video encoder of the same space (see ``encoders``) their similarity,
+        which the encoder names, says how well a video fits a sentence: `zero_shot.scores`.
 
         Raises:
             UserError: the bundle has no text encoder, or one string is given instead of a list.
@@ -108,6 +108,7 @@ class Bundle:
         Args:
             encoder: its name.
             clips: uint8 (N, T, S, S, 3) or int16 (N, samples); see ``encoders[name].inputs``.
+                T is 1 for single pictures, where clips are whole videos.
 
         Raises:
             UserError: no such encoder, or clips of another shape or dtype.
@@ -213,9 +214,13 @@ def save_bundle(
         results: what evaluations wrote, for the model card; see `result_tables.read`.
 
     Raises:
-        UserError: the folder exists already.
+        UserError: the folder exists already, or the protocol is not one for a video encoder.
     """
     from safetensors.numpy import save_file
+
+    for encoder in loaded.method.encoders.values():
+        if isinstance(encoder.inputs, VideoInput):
+            protocol.check(encoder.inputs)
 
     folder = pathlib.Path(folder)
     if folder.exists():
@@ -264,6 +269,7 @@ def _encoder_facts(encoders: Any) -> dict[str, Any]:
             **_input_facts(encoder.inputs),
             "dim": encoder.dim,
             **({"space": encoder.space} if encoder.space else {}),
+            **({"similarity": encoder.similarity} if encoder.similarity != DOT else {}),
         }
         for name, encoder in encoders.items()
     }
@@ -273,7 +279,10 @@ def _input_facts(inputs: VideoInput | AudioInput | TextInput) -> dict[str, Any]:
     if isinstance(inputs, TextInput):
         return {"input": "text", "max_words": inputs.max_words}
     kind = "video" if isinstance(inputs, VideoInput) else "audio"
-    return {"input": kind, **dataclasses.asdict(inputs)}
+    # What is left at its default is not said, so that bundles from before there was a choice load.
+    defaults = {field.name: field.default for field in dataclasses.fields(inputs)}
+    facts = dataclasses.asdict(inputs).items()
+    return {"input": kind, **{name: value for name, value in facts if value != defaults[name]}}
 
 
 def _model(method: Any, arrays: dict[str, np.ndarray], folder: pathlib.Path) -> Any:
@@ -311,7 +320,8 @@ def _check_clips(name: str, encoder: Encoder, clips: np.ndarray) -> None:
     if isinstance(inputs, TextInput):
         shape, dtype = (inputs.max_words,), np.dtype(np.int32)
     elif isinstance(inputs, VideoInput):
-        shape = (inputs.num_frames, inputs.size, inputs.size, 3)
+        picture = inputs.segments and clips.shape[1:2] == (1,)
+        shape = (1 if picture else inputs.num_frames, inputs.size, inputs.size, 3)
         dtype = np.dtype(np.uint8)
     else:
         shape, dtype = (inputs.num_samples,), np.dtype(np.int16)

@@ -31,6 +31,17 @@ class Layout(Protocol):
         """Writes `model`, built from ``config.model``, to a new file; raises `UserError`."""
         ...
 
+    def initialise(
+        self, path: str | os.PathLike[str], model: nnx.Module, config: Any
+    ) -> Sequence[str]:
+        """Fills what a file has of `model`, built from ``config.model``, to begin training there.
+
+        Of variables that hold a `jax.ShapeDtypeStruct`, those that stay so are left as training
+        begins with them. All or nothing: `UserError` where the file does not fit. No code in it is
+        run. Returns what was filled and what was left, in sentences for the log.
+        """
+        ...
+
 
 def layout_of(config: Any) -> Layout:
     """Returns the published layout of the method that ``config.method`` names.
@@ -39,9 +50,10 @@ def layout_of(config: Any) -> Layout:
         UserError: it has none.
     """
     from brave import checkpoint_layout as brave
+    from frozen import checkpoint_layout as frozen
     from mil_nce import checkpoint_layout as mil_nce
 
-    layouts = {"brave": brave, "mil_nce": mil_nce}
+    layouts = {"brave": brave, "frozen": frozen, "mil_nce": mil_nce}
     if config.method not in layouts:
         raise UserError(
             f"Method {config.method!r} has no published layout; these have one: {sorted(layouts)}."

@@ -2,12 +2,14 @@
 
 A pickle is a program: it may name any function and call it. Published checkpoints use that only to
 rebuild arrays and dictionaries, so here every name a file may use stands for a small function of
-our own that builds inert data, and any other name ends the reading. No attribute is looked up and
-no foreign module is imported on behalf of the file.
+our own that builds inert data, and any other name ends the reading, or is read past where the
+caller allows that: an `Unknown` then stands in its place. No attribute is looked up and no foreign
+module is imported on behalf of the file.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import os
 import pickle
@@ -149,6 +151,39 @@ class _Config(dict, metaclass=_Sealed):
         self.update(state["_fields"])
 
 
+@dataclasses.dataclass(frozen=True)
+class Unknown:
+    """What stands for an object of a class, or for a function, that is not on the list."""
+
+    name: str  # of the class or function, with its module
+
+
+class _Placeholder(metaclass=_Sealed):
+    """Takes whatever a pickle does with a class or an object of it, and keeps nothing of it.
+
+    The reader wants a real class where objects are made, so each unknown name gets one below this.
+    """
+
+    __slots__ = ()
+    name = ""
+
+    def __new__(cls, *_: Any, **__: Any) -> _Placeholder:
+        return object.__new__(cls)
+
+    def __call__(self, *_: Any) -> _Placeholder:
+        """Stands for the result as well: what is called may have been looked up by a call."""
+        return self
+
+    def _ignore(self, *_: Any) -> None:
+        pass
+
+    __setstate__ = __setitem__ = append = extend = add = _ignore
+
+
+def _placeholder(module: str, name: str) -> type[_Placeholder]:
+    return _Sealed("_Placeholder", (_Placeholder,), {"__slots__": (), "name": f"{module}.{name}"})
+
+
 def _scalar(dtype: _DType, data: bytes) -> np.generic:
     return np.frombuffer(data, dtype.resolve(), count=1)[0]
 
@@ -195,6 +230,8 @@ class Unpickler(pickle.Unpickler):
         names: what the pickle may name beside plain containers and NumPy's arrays, by
             (module, name): `Allowed` functions, or plain values.
         find: from a persistent id, such as a storage that lies beside the pickle, to its object.
+        placeholders: whether other names are read past, and become `Unknown`, instead of ending
+            the reading.
     """
 
     _names = _names()
@@ -204,17 +241,23 @@ class Unpickler(pickle.Unpickler):
         file: Any,
         names: Mapping[tuple[str, str], Any] | None = None,
         find: Callable[[Any], Any] | None = None,
+        placeholders: bool = False,
     ):
         super().__init__(file)
         self._own_names = names or {}
         self._find = find
+        self._placeholders: dict[tuple[str, str], Any] | None = {} if placeholders else None
 
     def find_class(self, module: str, name: str) -> Any:
         """Looks a name up whole: a dotted one is a key like any other, never a chain."""
         for names in (self._own_names, self._names):
             if (module, name) in names:
                 return names[module, name]
-        raise Forbidden(f"{module}.{name}")
+        if self._placeholders is None:
+            raise Forbidden(f"{module}.{name}")
+        if (module, name) not in self._placeholders:
+            self._placeholders[module, name] = _placeholder(module, name)
+        return self._placeholders[module, name]
 
     def persistent_load(self, pid: Any) -> Any:
         """Finds what a persistent id stands for."""
@@ -224,7 +267,7 @@ class Unpickler(pickle.Unpickler):
 
 
 def inert(value: Any) -> Any:
-    """Copies what was read into plain containers and arrays.
+    """Copies what was read into plain containers and arrays, and `Unknown` for placeholders.
 
     Raises:
         ValueError: it holds anything else, or a container that holds itself.
@@ -235,6 +278,8 @@ def inert(value: Any) -> Any:
 def _inert(value: Any, seen: dict[int, Any]) -> Any:
     if isinstance(value, _PLAIN):
         return value
+    if issubclass(value if isinstance(value, type) else type(value), _Placeholder):
+        return Unknown(value.name)
     if id(value) in seen:
         if seen[id(value)] is None:
             raise ValueError("a container that holds itself")

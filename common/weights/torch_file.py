@@ -82,17 +82,24 @@ class _Described(_Fixed):
         return view.copy()
 
 
-def load(path: str | os.PathLike) -> Any:
+def load(path: str | os.PathLike, placeholders: bool = False) -> Any:
     """What ``torch.load(path)`` would return, with NumPy arrays for tensors.
+
+    Args:
+        path: the file.
+        placeholders: whether the file may hold objects of other classes beside its tensors, as
+            those of trainers that keep their configuration there do; a `safe_pickle.Unknown`, which
+            has the name of the class and nothing else, stands in the place of each.
 
     Raises:
         UserError: there is no such file, it is damaged or no PyTorch file, or it names anything
-            that is not needed to rebuild tensors and plain containers.
+            that is not needed to rebuild tensors and plain containers and `placeholders` is False.
     """
     if not os.path.isfile(path):
         raise UserError(f"{path}: there is no such file.")
     try:
-        return _load_zip(path) if zipfile.is_zipfile(path) else _load_legacy(path)
+        read = _load_zip if zipfile.is_zipfile(path) else _load_legacy
+        return read(path, placeholders)
     except safe_pickle.Forbidden as error:
         raise UserError(
             f"{path}: the file asks for {error}, which rebuilding tensors does not need; it was "
@@ -102,7 +109,7 @@ def load(path: str | os.PathLike) -> Any:
         raise UserError(f"{path}: not a readable PyTorch checkpoint ({error}).") from error
 
 
-def _load_zip(path: str | os.PathLike) -> Any:
+def _load_zip(path: str | os.PathLike, placeholders: bool) -> Any:
     with zipfile.ZipFile(path) as archive:
         (pickled,) = (name for name in archive.namelist() if name.endswith("/data.pkl"))
         root = pickled.removesuffix("data.pkl")
@@ -122,11 +129,11 @@ def _load_zip(path: str | os.PathLike) -> Any:
 
         storages = _Storages(read)
         with archive.open(pickled) as file:
-            value = safe_pickle.Unpickler(file, storages.names(), storages.find).load()
+            value = storages.unpickle(file, placeholders)
         return safe_pickle.inert(_tensors(value, {}))
 
 
-def _load_legacy(path: str | os.PathLike) -> Any:
+def _load_legacy(path: str | os.PathLike, placeholders: bool) -> Any:
     with open(path, "rb") as file:
         if safe_pickle.Unpickler(file).load() != _LEGACY_MAGIC:
             raise ValueError("it does not begin as one")
@@ -135,7 +142,7 @@ def _load_legacy(path: str | os.PathLike) -> Any:
         if safe_pickle.Unpickler(file).load().get("little_endian") is not True:
             raise ValueError("big-endian storages")
         storages = _Storages(lambda storage, key: None)
-        value = safe_pickle.Unpickler(file, storages.names(), storages.find).load()
+        value = storages.unpickle(file, placeholders)
         for key in safe_pickle.Unpickler(file).load():
             storage = storages.found[key]
             count = int(np.frombuffer(file.read(8), np.int64)[0])
@@ -174,7 +181,11 @@ class _Storages:
             raise ValueError(f"two descriptions of storage {key}")
         return storage
 
-    def names(self) -> dict[tuple[str, str], Any]:
+    def unpickle(self, file: Any, placeholders: bool) -> Any:
+        """Reads the pickle whose tensors lie in these storages."""
+        return safe_pickle.Unpickler(file, self._names(), self.find, placeholders).load()
+
+    def _names(self) -> dict[tuple[str, str], Any]:
         """Returns what a checkpoint may name beside plain containers and NumPy arrays."""
         names: dict[tuple[str, str], Any] = {
             ("collections", "OrderedDict"): safe_pickle.Allowed(_StateDict),

@@ -15,11 +15,12 @@ from toy_method import Toy, ToyData, get_config, losses, same_bits
 
 from common import checkpoint, loop
 from common.errors import UserError
+from common.program import build
 
 
 @pytest.fixture(scope="module")
 def program():
-    return loop.build(Toy(), get_config(ema_decay=0.9))
+    return build(Toy(), get_config(ema_decay=0.9))
 
 
 @pytest.fixture(scope="module")
@@ -198,7 +199,7 @@ def test_a_save_that_fails_in_the_background_stops_the_run_which_then_continues(
 
 def test_a_checkpoint_of_another_model_is_refused_and_not_called_damaged(saved, tmp_path, program):
     shutil.copytree(saved, tmp_path, dirs_exist_ok=True)
-    other = loop.build(Toy(), get_config(ema_decay=0.9, optimizer__name="adam"))
+    other = build(Toy(), get_config(ema_decay=0.9, optimizer__name="adam"))
     checkpoints = checkpoint.Checkpoints(tmp_path, program.config)
     with pytest.raises(UserError, match="is whole but does not fit the model"):
         checkpoints.restore(other.like)
@@ -206,6 +207,6 @@ def test_a_checkpoint_of_another_model_is_refused_and_not_called_damaged(saved, 
 
 
 def test_a_checkpoint_of_another_configuration_is_refused(saved):
-    other = loop.build(Toy(), get_config(ema_decay=0.9, seed=5))
+    other = build(Toy(), get_config(ema_decay=0.9, seed=5))
     with pytest.raises(UserError, match="config.seed: 0 there, 5 now"):
         restore(saved, other)

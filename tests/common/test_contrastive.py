@@ -18,7 +18,7 @@ import pytest
 from jax.sharding import AxisType
 from toy_method import Toy, get_config
 
-from common import contrastive, loop, sharding
+from common import contrastive, program, sharding
 
 
 def symmetric_softmax(x_BD, y_BD, temperature=0.1, block=contrastive.BLOCK):
@@ -140,11 +140,11 @@ def collectives(text):
 
 def two_steps(accumulation, **changes):
     """Loss and gradient norm of two steps of the loop's own program, and its collectives."""
-    program = loop.build(Contrastive(), get_config(**ACCUMULATIONS[accumulation], **changes))
-    step, state, metrics = program.compile(), program.init(), []
+    built = program.build(Contrastive(), get_config(**ACCUMULATIONS[accumulation], **changes))
+    step, state, metrics = built.compile(), built.init(), []
     for seed in range(2):
         clip = np.random.default_rng(seed).integers(0, 255, (64, 8), np.uint8)
-        batch = {"clip": jax.device_put(clip, program.batch_sharding)}
+        batch = {"clip": jax.device_put(clip, built.batch_sharding)}
         state, measured = step(state, batch)
         metrics += [float(measured["loss"]), float(measured["gradient_norm"])]
     return metrics, collectives(step.as_text())

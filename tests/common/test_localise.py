@@ -9,6 +9,7 @@ import pytest
 import tiny_brave
 import tiny_media
 import tiny_mil_nce
+import tiny_spread
 from tool_flags import tool_flags
 
 from common import export, ingest, localise
@@ -63,7 +64,7 @@ def _localise(world, *arguments, place="--workdir={}/run", **changes):
     return json.loads(output.read_text())
 
 
-def _scores_by_hand(world):
+def _scores_by_hand(world, scaled=lambda rows_ND: rows_ND):
     """Scores of every second against every step, from the stored frames and the bundle."""
     bundle = load_bundle(world / "bundle")
     encoder = bundle.encoders["video_joint"]
@@ -84,9 +85,9 @@ def _scores_by_hand(world):
                     for place in places
                 ]
             )
-        video_TD = bundle.embed("video_joint", np.array(windows)).astype(np.float64)
+        video_TD = scaled(bundle.embed("video_joint", np.array(windows)).astype(np.float64))
         for task, texts in TEXTS.items():
-            text_SD = bundle.embed_texts(texts).astype(np.float64)
+            text_SD = scaled(bundle.embed_texts(texts).astype(np.float64))
             scores[task, clip.id.removesuffix(".mp4")] = video_TD @ text_SD.T
     return scores
 
@@ -142,6 +143,18 @@ def test_recall_is_the_one_computed_by_hand_from_the_stored_frames(world, capsys
     ):
         assert line in printed
     assert f"7     Roll   {100 * recall['7']:.1f}" in printed
+
+
+def test_steps_are_placed_by_cosine_where_the_encoders_are_made_for_it(world, monkeypatch):
+    with monkeypatch.context() as patched:
+        tiny_spread.install(patched, segments=False)
+        results = _localise(world)
+    scores = _scores_by_hand(world, lambda x: x / np.linalg.norm(x, axis=1, keepdims=True))
+    (row,) = results["rows"]
+    assert len(row["places"]) == 3
+    for place in row["places"]:
+        expected = _places_by_hand(scores[place["task"], place["video"]])
+        assert tuple(place["seconds"]) == expected
 
 
 @pytest.mark.slow

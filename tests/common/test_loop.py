@@ -240,11 +240,11 @@ def test_collapse_warns_once_in_a_while_and_says_why(caplog):
 
 def test_the_parts_of_a_step_add_up():
     seconds = iter([0, 1, 3, 3, 7, 8, 10, 12, 14]).__next__
-    clock = clock_lib.Clock(4, batch_size=8, step_flops=30.0, peak=12.0, now=seconds)
+    clock = clock_lib.Clock(4, peak=12.0, now=seconds)
     for part in ("data", "device"):
         with clock.time(part):
             pass
-    clock.tick()
+    clock.tick(8, 30.0)
     assert clock.lap() == {
         "time/step": 8, "time/data": 2, "time/device": 4, "time/save": 0, "time/evaluate": 0,
         "clips_per_second": 1.0, "flops_per_second_per_device": 3.75, "utilisation": 3.75 / 12,

@@ -173,6 +173,11 @@ def test_clips_of_one_video_are_drawn_together():
     videos = tuple(video_of(record) for record in ids)
     assert videos == ("a.mp4",) * 3 + ("b.mp4",) * 3
     assert video_of("clip#1") == "clip#1"  # another's id, no times
+    for of_youtube in ("clips/-4wsuPCjDBc_5_15.avi", "clips/-4wsuPCjDBc_000017_000027.avi"):
+        assert video_of(of_youtube) == "clips/-4wsuPCjDBc.avi"
+    assert video_of("-4wsuPCjDBc_5_15") == "-4wsuPCjDBc"
+    for whole in ("video_12_34", "a-4wsuPCjDBc_5_15", "video7010", "-4wsuPCjDBc_15.mp4"):
+        assert video_of(whole) == whole
     six = Embedded(rng.normal(size=(6, 3)), rng.normal(size=(6, 3)), np.arange(6), videos, {})
     assert [row["num_groups"] for row in rows(six, "middle")] == [2, 2]
 

@@ -7,7 +7,7 @@ import pytest
 from jax.sharding import PartitionSpec
 from toy_method import Toy, get_config
 
-from common import loop, sharding, state
+from common import program, sharding, state
 from common.errors import UserError
 
 SHAPES = {
@@ -82,7 +82,7 @@ def test_a_mesh_that_cannot_be_is_an_error(changes, says):
 
 def test_what_mirrors_a_parameter_lies_as_it_does():
     config = get_config(optimizer__name="adam", ema_decay=0.9, mesh__rules=(".*kernel=1",))
-    like = loop.build(Toy(), config).like
+    like = program.build(Toy(), config).like
     split = {
         jax.tree_util.keystr(path)
         for path, leaf in jax.tree_util.tree_leaves_with_path(like)

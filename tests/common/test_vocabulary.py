@@ -14,6 +14,7 @@ from absl.testing import flagsaver
 from common import methods, vocabulary
 from common.data import records, shards, word_vectors
 from common.data.text import Vocabulary
+from common.data.word_pieces import WordPieces
 from common.errors import UserError
 from configs import mil_nce_base
 
@@ -117,6 +118,15 @@ def test_counting_follows_its_flags(tmp_path, run, capsys):
     assert "--config.model.text.lower=False" in capsys.readouterr().out
 
 
+def test_captions_become_word_pieces(tmp_path, run, capsys):
+    source = write_records(tmp_path / "a", "Cut the basil", "cutting, cut it")
+    run(source=source, pieces=30, output=tmp_path / "vocab.txt")
+    assert "vocab.txt: 30 word pieces\n" in capsys.readouterr().out
+    pieces = WordPieces.read(tmp_path / "vocab.txt")
+    assert pieces.pieces == WordPieces.train(["Cut the basil", "cutting, cut it"], 30).pieces
+    assert "cut" in pieces.pieces and 1 not in pieces.ids(["CUT the basil"], 12)
+
+
 def test_records_that_cannot_be_read_are_counted_and_named(tmp_path, run, capsys):
     source = write_records(tmp_path / "a", "cut", "add", damage=True)
     run(source=source, output=tmp_path / "words.txt")
@@ -138,6 +148,18 @@ def test_records_that_cannot_be_read_are_counted_and_named(tmp_path, run, capsys
         ({"words": "w.txt", "vectors": "none", "output": "new.npz"}, "there is no file none"),
         ({"words": "none", "output": "new.txt"}, "none cannot be read"),
         ({"words": "w.txt", "output": "w.txt/new.txt"}, "cannot be written"),
+        ({"words": "w.txt", "pieces": 30, "output": "new.txt"}, "--pieces are learned from captio"),
+        ({"source": "a", "pieces": 30, "lower": True, "output": "new.txt"}, "--lower is about who"),
+        (
+            {"source": "a", "pieces": 30, "vectors": "v.txt", "output": "new.npz"},
+            "--vectors is about whole words",
+        ),
+        ({"source": "a", "pieces": 9, "output": "new.txt"}, "9 word pieces are too few"),
+        ({"source": "a", "pieces": 30, "output": "new.npz"}, "are a text file; name it new.txt"),
+        (
+            {"source": "silent", "pieces": 30, "output": "new.txt"},
+            "no words in the captions of silent",
+        ),
         ({"source": "a", "min_count": 2, "output": "new.txt"}, "No word occurs 2 times"),
         ({"source": "a,none", "output": "new.txt"}, "none"),
         ({"source": "silent", "output": "new.txt"}, "No word occurs 1 times"),

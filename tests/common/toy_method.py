@@ -21,6 +21,7 @@ from common import config as config_lib
 from common import launch, loop
 from common.data.pipeline import SAMPLE_ID
 from common.errors import UserError
+from common.program import Program, build
 from configs import base
 
 SIZE = 8
@@ -109,7 +110,8 @@ class ToyData:
             clip = generator.integers(0, 255, (self._batch_size, SIZE), np.uint8)
             if step == self._broken_step:
                 clip[:] = 255
-            ids = np.stack([np.zeros(self._batch_size, int), step * 100 + np.arange(16)], axis=1)
+            ids = step * 100 + np.arange(self._batch_size)
+            ids = np.stack([np.zeros_like(ids), ids], axis=1)
             yield {"clip": clip, SAMPLE_ID: ids}
             step += 1
 
@@ -117,7 +119,7 @@ class ToyData:
 def compile_once(monkeypatch):
     """Lets runs of one configuration in this process share what they compile."""
     monkeypatch.setattr(loop, "build", _build)
-    monkeypatch.setattr(loop.Program, "compile", _compile)
+    monkeypatch.setattr(Program, "compile", _compile)
 
 
 def _key(config):
@@ -125,13 +127,13 @@ def _key(config):
     return str({k: v for k, v in config_lib.flatten(config).items() if k not in ignored})
 
 
-def _build(method, config, build=loop.build, built={}):  # noqa: B006, a cache
+def _build(method, config, build=build, built={}):  # noqa: B006, a cache
     if _key(config) not in built:
         built[_key(config)] = build(method, config)
     return dataclasses.replace(built[_key(config)], config=config)
 
 
-def _compile(program, compile=loop.Program.compile, compiled={}):  # noqa: B006, a cache
+def _compile(program, compile=Program.compile, compiled={}):  # noqa: B006, a cache
     if _key(program.config) not in compiled:
         compiled[_key(program.config)] = compile(program)
     return compiled[_key(program.config)]

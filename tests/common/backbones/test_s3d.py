@@ -17,7 +17,7 @@ from common.backbones.inception import INITIALIZERS
 from common.backbones.resnet_blocks import spatial_mean
 from common.backbones.s3d import S3D, space_to_depth
 from common.errors import UserError
-from common.weights import s3d_layout
+from common.weights import s3d_layout, torch_layout
 
 PACK = golden_rules.Pack("mil_nce")
 PREFIX = {"s2d": "", "plain": "module."}
@@ -63,7 +63,7 @@ def _loaded(checkpoint, **options):
     """A network with the pooling and the weights of a checkpoint."""
     model = _abstract(**{"stem": STEM[checkpoint], "pooling": "torch", **options})
     layers = s3d_layout.layers_of(model, PREFIX[checkpoint])
-    s3d_layout.read(layers, _published(checkpoint), checkpoint)
+    torch_layout.read(layers, _published(checkpoint), checkpoint)
     return model
 
 
@@ -130,7 +130,7 @@ def test_training_normalises_and_averages_as_published(case, stem):
     with golden_rules.x64():
         video = PACK.inputs(f"train_{case}")["video"]
         maps, model = _run(_loaded(case, stem=stem), video, "float64")
-        written = s3d_layout.write(s3d_layout.layers_of(model, PREFIX[case]))
+        written = torch_layout.write(s3d_layout.layers_of(model, PREFIX[case]))
     embedding = _joint_embedding(maps, case)
     assert golden_rules.error_of_max(embedding, stored["train_video_embedding"]) < 1e-9
     rows = np.stack([golden_rules.row(written[key]) for key in stored["bn_after_keys"]])

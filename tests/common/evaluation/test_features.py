@@ -45,6 +45,26 @@ def test_every_video_has_its_own_rows_in_order(tmp_path):
         assert video.labels == (f"class{number % 2}",)
 
 
+def test_clips_of_different_shapes_are_embedded_apart_and_stay_in_order(tmp_path):
+    lengths = (3, 3, 1, 1, 1, 1, 1, 3, 1)
+
+    def read(number):
+        clip = np.full((1, lengths[number], 2), number, np.float32)
+        return features.Example(f"video{number}", (), clip)
+
+    shapes = []
+
+    def embed(clips_BT2, ids_B2):
+        shapes.append(clips_BT2.shape)
+        length = np.full(len(clips_BT2), clips_BT2.shape[1])
+        return np.stack([clips_BT2[:, 0, 0], length, ids_B2[:, 0]], axis=1).astype(np.float32)
+
+    extracted = _extract(tmp_path, read, embed)
+    expected = np.stack([np.arange(9), lengths, np.arange(9)], axis=1)
+    np.testing.assert_array_equal(extracted.rows_RD, expected)
+    assert shapes == [(4, length, 2) for length in (3, 1, 1, 3, 1)]
+
+
 def test_a_video_that_cannot_be_read_is_named_and_has_neither_rows_nor_labels(tmp_path, caplog):
     extracted = _extract(tmp_path)
     (bad,) = extracted.bad

@@ -140,6 +140,13 @@ def test_files_that_cannot_be_embedded_are_all_named_with_their_reasons(made, tm
         bundle.embed_videos(good)
 
 
+def test_a_bundle_says_nothing_of_what_its_encoders_leave_at_its_default(made):
+    """So that bundles load that were made before there was a choice."""
+    said = json.loads((made[0] / "bundle" / "preprocessing.json").read_text())
+    video = {"input", "dim", "num_frames", "frame_rate", "stride", "size"}
+    assert said["encoders"]["video"].keys() == video
+
+
 def test_clips_of_another_shape_or_dtype_are_refused(made):
     folder, _ = made
     bundle = load_bundle(folder / "bundle")

@@ -10,7 +10,7 @@ from flax import nnx
 
 from common.backbones.s3d import S3D
 from common.errors import UserError
-from common.weights import s3d_layout
+from common.weights import s3d_layout, torch_layout
 
 PACK = golden_rules.Pack("mil_nce")
 PREFIX = {"s2d": "", "plain": "module."}
@@ -29,9 +29,9 @@ def _published(checkpoint):
 def test_what_is_written_is_what_was_read(checkpoint):
     published, prefix = _published(checkpoint), PREFIX[checkpoint]
     layers = s3d_layout.layers_of(_model(checkpoint), prefix)
-    left = s3d_layout.read(layers, published, checkpoint)
+    left = torch_layout.read(layers, published, checkpoint)
     assert left == [f"{prefix}fc.bias", f"{prefix}fc.weight"]
-    written = s3d_layout.write(layers)
+    written = torch_layout.write(layers)
     assert [*written, f"{prefix}fc.weight", f"{prefix}fc.bias"] == list(published)
     for key, value in written.items():
         assert value.dtype == published[key].dtype, key
@@ -60,5 +60,5 @@ def test_a_file_of_another_model_is_refused_before_anything_changes(change, mess
     change(published)
     model = _model("s2d")
     with pytest.raises(UserError, match=message):
-        s3d_layout.read(s3d_layout.layers_of(model), published, "a.pth")
+        torch_layout.read(s3d_layout.layers_of(model), published, "a.pth")
     assert isinstance(model.conv1.norms[0].scale.get_value(), jax.ShapeDtypeStruct)
