@@ -17,6 +17,7 @@ from absl import flags
 from common import config as config_lib
 from common import launch
 from common.errors import UserError
+from common.method import AudioInput, VideoInput
 
 if TYPE_CHECKING:
     from common.data import check
@@ -108,7 +109,7 @@ def _check_config(config: Any, source: str, findings: check.Findings) -> bool:
     config.batch_size, config.microbatches = min(config.batch_size, 8), 1
     config.lock()
     method = methods.create(config)
-    _print_lengths(method, findings)
+    note_lengths(method, findings)
     failures = _try_examples(config, method, source)
     for reason, names in failures.items():
         print(f"  PROBLEM: {len(names)} of the tried records cannot feed {config.method}: {reason}")
@@ -118,21 +119,26 @@ def _check_config(config: Any, source: str, findings: check.Findings) -> bool:
     return True
 
 
-def _print_lengths(method: Any, findings: check.Findings) -> None:
+def note_lengths(method: Any, findings: check.Findings) -> None:
     """Notes how many clips are shorter than what the encoders look at."""
     seconds = [clip["seconds"] for clip in findings.clips if "seconds" in clip]
     for name, encoder in method.encoders.items():
-        wanted = encoder.inputs
-        if hasattr(wanted, "num_samples"):
-            span = wanted.num_samples / wanted.sample_rate
-        else:
-            span = wanted.num_frames * wanted.stride / wanted.frame_rate
+        span = _seconds(encoder.inputs)
         short = sum(length < span for length in seconds)
         if short:
             print(
                 f"  note:    {short} of {len(seconds)} clips are shorter than the {span:.2f} s "
                 f"that the {name} encoder sees; they are repeated to fill it"
             )
+
+
+def _seconds(inputs: Any) -> float:
+    """Returns how long a recording must be for an encoder's clip; 0 where any will do."""
+    if isinstance(inputs, AudioInput):
+        return inputs.num_samples / inputs.sample_rate
+    if isinstance(inputs, VideoInput) and not inputs.segments:
+        return inputs.num_frames * inputs.stride / inputs.frame_rate
+    return 0.0
 
 
 def _try_examples(config: Any, method: Any, source: str) -> dict[str, list[str]]:

@@ -119,6 +119,11 @@ def _steps() -> list[Step]:
 def _protocol(inputs: VideoInput) -> Protocol:
     from common.evaluation import protocols
 
+    if inputs.segments:
+        raise UserError(
+            "This model sees frames that are spread over a whole video; steps are found with clips "
+            "of a second or so, for which it was not trained. Give a model such as mil_nce."
+        )
     rate = inputs.frame_rate / inputs.stride
     about = (
         f"one window of {inputs.num_frames} frames at {rate:g} frames/s around every second "

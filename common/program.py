@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from common import curriculum, initial_weights, optimizers, sharding
+from common import curriculum, flops, initial_weights, optimizers, sharding
 from common import state as state_lib
 from common import step as step_lib
 from common.errors import UserError
@@ -52,33 +52,24 @@ class Program:
         return dataclasses.replace(state, params=params, model_state=model_state, ema=ema)
 
     @functools.cached_property
-    def lowered(self) -> jax.stages.Lowered:
-        """The step for the shapes of this configuration, before any backend has seen it."""
-        return self.step.lower(self.like, self.batch_like)
+    def traced(self) -> jax.stages.Traced:
+        """The step for the shapes of this configuration, as JAX sees it."""
+        return self.step.trace(self.like, self.batch_like)
 
     @functools.cached_property
-    def flops(self) -> float | None:
-        """FLOPs of one step on one device as XLA counts them; None where it does not.
-
-        Counted before compilation: afterwards convolutions may be calls of a library, as on NVIDIA
-        GPUs, which XLA counts as nothing. What rematerialisation computes twice counts twice.
-        """
-        cost = self.lowered.cost_analysis()
-        if not cost or "flops" not in cost:
-            return None
-        # XLA counts the body of a loop once. Beside the networks the optimizer is nothing, so that
-        # it is multiplied as well does not show.
-        return cost["flops"] * self.config.microbatches / self.mesh.size
+    def flops(self) -> float:
+        """FLOPs of one step on one device; see `common.flops.count`."""
+        return flops.count(self.traced.jaxpr) / self.mesh.size
 
     def compile(self) -> jax.stages.Compiled:
         """Compiles the step."""
         start = time.perf_counter()
-        compiled = self.lowered.compile()
-        flops, memory = self.flops, compiled.memory_analysis()
+        compiled = self.traced.lower().compile()
+        memory = compiled.memory_analysis()
         _log.info(
-            "compiled in %.0f s; per step and device %s, %s of memory",
+            "compiled in %.0f s; per step and device %.3g FLOPs, %s of memory",
             time.perf_counter() - start,
-            f"{flops:.3g} FLOPs" if flops else "an unknown number of FLOPs",
+            self.flops,
             f"{step_memory(memory) / 2**20:,.0f} MiB" if memory else "an unknown amount",
         )
         return compiled

@@ -211,13 +211,16 @@ def _example(
         axis.set_xticks([])
         axis.set_yticks([])
     texts = "".join(
-        _sentences(name, words(array)) for name, _, array in shown if words and _is_text(array)
+        _sentences(name, words(array if array.ndim == 2 else array[None]))
+        for name, _, array in shown
+        if words and _is_text(array)
     )
     return f"<figure>{_image(figure, f'clip {number + 1}')}{texts}</figure>"
 
 
 def _is_text(array: np.ndarray) -> bool:
-    return array.ndim == 2 and array.dtype.name == "int32"
+    """Whether an entry holds the token ids of one sentence, or of several."""
+    return array.ndim in (1, 2) and array.dtype.name == "int32"
 
 
 def _same(one: np.ndarray, other: np.ndarray) -> bool:

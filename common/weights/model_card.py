@@ -86,6 +86,11 @@ def _origin(origin: dict[str, Any]) -> str:
 
 
 def _takes(inputs: Any) -> str:
+    if isinstance(inputs, VideoInput) and inputs.segments:
+        return (
+            f"uint8 ({inputs.num_frames}, {inputs.size}, {inputs.size}, 3): one from the middle of "
+            "every equal part of the video"
+        )
     if isinstance(inputs, VideoInput):
         return (
             f"uint8 ({inputs.num_frames}, {inputs.size}, {inputs.size}, 3): every "

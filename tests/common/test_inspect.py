@@ -1,5 +1,6 @@
 """Inspection finds what is known to go wrong with records, and changes nothing."""
 
+import importlib
 import os
 import pathlib
 import subprocess
@@ -9,8 +10,11 @@ import cv2
 import numpy as np
 import pytest
 
+from common import inspect as inspect_lib
+from common import methods
 from common.data import check, records, sequence_example, shards
 from common.errors import UserError
+from common.method import TextInput
 
 ROOT = pathlib.Path(__file__).parents[2]
 GOLDEN = ROOT / "tests" / "golden" / "brave"
@@ -189,3 +193,14 @@ def test_it_says_whether_the_records_can_feed_a_config(tmp_path):
     bad = inspect(write(tmp_path / "mute", mute), config)
     assert bad.returncode == 1
     assert "2 of the tried records cannot feed brave: the record has no WAVEFORM" in bad.stdout
+
+
+@pytest.mark.parametrize("name", ["brave_v_a", "mil_nce_howto100m", "frozen_msrvtt"])
+def test_clips_too_short_for_an_encoder_are_counted_whatever_else_a_model_reads(name, capsys):
+    method = methods.create(importlib.import_module(f"configs.{name}").get_config("smoke"))
+    findings = check.Findings()
+    findings.clips.extend({"seconds": seconds} for seconds in (0.01, 1e6))
+    inspect_lib.note_lengths(method, findings)
+    noted = [line for line in capsys.readouterr().out.splitlines() if "1 of 2 clips" in line]
+    wanted = [e for e in method.encoders.values() if not isinstance(e.inputs, TextInput)]
+    assert len(noted) == (0 if name.startswith("frozen") else len(wanted))

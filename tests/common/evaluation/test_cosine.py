@@ -14,7 +14,7 @@ from common.evaluation import retrieval, zero_shot
 from common.method import COSINE, DOT
 
 FOLDER = pathlib.Path(golden_rules.__file__).parent / "frozen"
-MANIFEST = json.loads((FOLDER / "frames_manifest.json").read_text())
+MANIFEST = json.loads((FOLDER / "manifest.json").read_text())
 
 
 def case():

@@ -15,7 +15,7 @@ from common.evaluation import clips, protocols, random_clips, reading, segments,
 from common.method import VideoInput
 
 FOLDER = pathlib.Path(golden_rules.__file__).parent / "frozen"
-MANIFEST = json.loads((FOLDER / "frames_manifest.json").read_text())
+MANIFEST = json.loads((FOLDER / "manifest.json").read_text())
 INPUTS = VideoInput(num_frames=4, frame_rate=1.0, stride=1, size=16, segments=True, resize=20)
 CONSECUTIVE_FRAMES = VideoInput(num_frames=4, frame_rate=25.0, stride=1, size=16)
 FROZEN = protocols.get("frozen")
