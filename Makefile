@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-mil-nce test test-quick lint clean
+.PHONY: help demo demo-mil-nce demo-frozen test test-quick lint clean
 
 help:  ## what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -24,6 +24,9 @@ demo: $(INSTALLED)  ## mp4 files to a trained, evaluated, exported model and a r
 
 demo-mil-nce: $(INSTALLED)  ## narrated videos to a model that finds clips by text; VIDEOS=, NARRATIONS= for your own
 	@$(BIN)/python -m mil_nce.demo --output=$(or $(OUTPUT),runs/demo_mil_nce) $(if $(VIDEOS),--videos='$(VIDEOS)') $(if $(NARRATIONS),--narrations='$(NARRATIONS)')
+
+demo-frozen: $(INSTALLED)  ## captioned videos to one model of images and videos that finds them by text; the same options
+	@$(BIN)/python -m frozen.demo --output=$(or $(OUTPUT),runs/demo_frozen) $(if $(VIDEOS),--videos='$(VIDEOS)') $(if $(NARRATIONS),--narrations='$(NARRATIONS)')
 
 test: $(INSTALLED)  ## every test
 	@$(BIN)/python -m pytest -q -n auto --dist loadfile --durations=15

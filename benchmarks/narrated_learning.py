@@ -14,12 +14,10 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 import os
 import pathlib
 import time
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping
 
 from absl import flags
 
@@ -30,7 +28,6 @@ from common.stages import Stages
 FLAGS = flags.FLAGS
 _KINDS = ("MIL-NCE, K = 5", "NCE, K = 1", "untrained network")
 _CANDIDATES = {_KINDS[0]: 5, _KINDS[1]: 1}
-_METRICS = ("R@1", "R@10", "median rank")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,41 +117,9 @@ def train_and_search(data: Data, words: pathlib.Path, output: pathlib.Path, seed
                 "common.retrieve", f"--workdir={workdir}", f"--test={test}", "--protocol=quick",
                 f"--seed={seed}", f"--output={results}", *baselines,
             )  # fmt: skip
-            for row in json.loads(results.read_text())["rows"]:
-                if row["direction"] == "text to video":
-                    of = kind if row["features"] == "trained" else _KINDS[2]
-                    rows[of][title] = {**row["metrics"], "candidates": row["candidates"]}
+            for features, metrics in over_seeds.retrieved(results).items():
+                rows[kind if features == "trained" else _KINDS[2]][title] = metrics
     return rows
-
-
-def summarise(runs: Sequence[Mapping[str, Any]]) -> list[list[str]]:
-    """Returns heading and rows of the table: each kind of training on each test.
-
-    Several runs give the values by seed and the mean with Student's t interval; a single one the
-    bootstrap interval over test clips.
-
-    Args:
-        runs: by seed, what `train_and_search` returns.
-    """
-    from common.evaluation.intervals import Interval
-    from common.evaluation.intervals import over_seeds as mean_over_seeds
-
-    table = [["test (clips)", "training", *_METRICS]]
-    for title in runs[0][_KINDS[0]]:
-        for kind in _KINDS:
-            found = [run[kind][title] for run in runs]
-            cells = []
-            for name in _METRICS:
-                scale = 100 if name.startswith("R@") else 1
-                values = [scale * metrics[name]["value"] for metrics in found]
-                interval = Interval(**found[0][name])
-                if len(found) > 1:
-                    interval = mean_over_seeds([metrics[name]["value"] for metrics in found])
-                mean = interval.text(scale)
-                by_seed = " / ".join(f"{value:.1f}" for value in values)
-                cells.append(f"{by_seed}: {mean}" if len(found) > 1 else mean)
-            table.append([f"{title} ({found[0]['candidates']})", kind, *cells])
-    return table
 
 
 def main(_: list[str]) -> None:
@@ -172,7 +137,7 @@ def main(_: list[str]) -> None:
     began = time.monotonic()
     search = functools.partial(train_and_search, data, words, output)
     runs = [search(seed) for seed in range(FLAGS.seeds)]
-    table, minutes = summarise(runs), (time.monotonic() - began) / 60
+    table, minutes = over_seeds.summarise_retrieval(runs), (time.monotonic() - began) / 60
     over_seeds.keep(over_seeds.report(table, FLAGS.seeds, minutes), output)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import pathlib
 import platform
@@ -95,6 +96,47 @@ def summarise(runs: Sequence[Mapping[str, Rows]], tasks: Mapping[str, str]) -> l
         + [f"{first[task]['test_videos']} / {first[task]['classes']}" for task in tasks]
     )
     return table
+
+
+def summarise_retrieval(
+    runs: Sequence[Mapping[str, Any]], metrics: Sequence[str] = ("R@1", "R@10", "median rank")
+) -> list[list[str]]:
+    """Returns heading and rows of a table of text-to-video retrieval: each training on each test.
+
+    Several runs give the values by seed and the mean with Student's t interval; a single one the
+    bootstrap interval over test clips.
+
+    Args:
+        runs: by seed, what `retrieved` returns of each kind of training, by its title.
+        metrics: the columns.
+    """
+    from common.evaluation.intervals import Interval, over_seeds
+
+    table = [["test (clips)", "training", *metrics]]
+    for title in next(iter(runs[0].values())):
+        for kind in runs[0]:
+            found = [run[kind][title] for run in runs]
+            cells = []
+            for name in metrics:
+                scale = 100 if name.startswith("R@") else 1
+                values = [scale * row[name]["value"] for row in found]
+                interval = Interval(**found[0][name])
+                if len(found) > 1:
+                    interval = over_seeds([row[name]["value"] for row in found])
+                mean = interval.text(scale)
+                by_seed = " / ".join(f"{value:.1f}" for value in values)
+                cells.append(f"{by_seed}: {mean}" if len(found) > 1 else mean)
+            table.append([f"{title} ({found[0]['candidates']})", kind, *cells])
+    return table
+
+
+def retrieved(results: pathlib.Path) -> dict[str, dict[str, Any]]:
+    """Returns the text-to-video metrics of one ``common.retrieve --output`` by kind of features."""
+    return {
+        row["features"]: {**row["metrics"], "candidates": row["candidates"]}
+        for row in json.loads(results.read_text())["rows"]
+        if row["direction"] == "text to video"
+    }
 
 
 def report(rows: Sequence[Sequence[str]], seeds: int, minutes: float) -> str:

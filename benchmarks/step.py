@@ -3,11 +3,13 @@
     python -m benchmarks.step --config=configs/brave_v_a.py --config.batch_size=64
     python -m benchmarks.step --overhead
     python -m benchmarks.step --against=torch [--clips=2 --frames=16 --size=112]
+    python -m benchmarks.step --against=torch --network=frozen [--clips=2 --frames=4 --size=224]
 
 The first form compiles the step of a configuration for the devices at hand and runs it on one
 batch of noise that already lies there. The second compares the loop with the bare compiled step,
 for a step that keeps the device busy for 50 ms and the host not at all: the ratio is what reading
-metrics, writing them and timing cost. The third compares S3D-G with the same network in PyTorch.
+metrics, writing them and timing cost. The others compare S3D-G, and Frozen in Time, with the same
+network in PyTorch.
 """
 
 from __future__ import annotations
@@ -29,11 +31,12 @@ from common import launch
 from common.errors import UserError
 
 STEP_SECONDS = 0.05
-CLIPS = (
-    ("clips", 2, "videos in a batch"),
-    ("frames", 16, "of a video"),
-    ("size", 112, "height and width in pixels"),
-)
+NETWORKS = ("s3d", "frozen")
+SIZES = {
+    "clips": "videos in a batch",
+    "frames": "of a video",
+    "size": "height and width in pixels",
+}
 
 
 def define_flags() -> None:
@@ -41,9 +44,10 @@ def define_flags() -> None:
     config_lib.define_flag()
     flags.DEFINE_integer("repeats", 20, "steps measured", lower_bound=1)
     flags.DEFINE_bool("overhead", False, "measure the loop over a bare step of 50 ms")
-    flags.DEFINE_enum("against", None, ["torch"], "compare S3D-G with it, on the CPU")
-    for name, default, meaning in CLIPS:
-        flags.DEFINE_integer(name, default, f"with --against: {meaning}", lower_bound=1)
+    flags.DEFINE_enum("against", None, ["torch"], "compare a network with it, on the CPU")
+    flags.DEFINE_enum("network", "s3d", NETWORKS, "with --against: which one")
+    for name, meaning in SIZES.items():
+        flags.DEFINE_integer(name, None, f"with --against: {meaning}", lower_bound=1)
 
 
 def main(_: list[str]) -> None:
@@ -58,10 +62,10 @@ def main(_: list[str]) -> None:
     print(f"{jax.device_count()} x {jax.devices()[0].device_kind}, jax {jax.__version__}")
     print(f"command: {' '.join(['python -m benchmarks.step', *sys.argv[1:]])}")
     if flags.FLAGS.against:
-        from benchmarks import s3d_against_torch
+        from benchmarks import against_torch
 
-        sizes = (flags.FLAGS[name].value for name, *_ in CLIPS)
-        s3d_against_torch.compare(*sizes, flags.FLAGS.repeats)
+        sizes = {name: flags.FLAGS[name].value for name in SIZES if flags.FLAGS[name].present}
+        against_torch.compare(flags.FLAGS.network, sizes, flags.FLAGS.repeats)
     elif flags.FLAGS.overhead:
         measure_overhead(flags.FLAGS.repeats)
     else:
@@ -70,7 +74,7 @@ def main(_: list[str]) -> None:
 
 def _check_flags() -> None:
     """Raises `UserError` where a flag would have no effect."""
-    given = [name for name, *_ in CLIPS if flags.FLAGS[name].present]
+    given = [name for name in ("network", *SIZES) if flags.FLAGS[name].present]
     if given and not flags.FLAGS.against:
         raise UserError(f"--{given[0]} has an effect with --against=torch only.")
     others = [name for name in ("overhead", "config") if flags.FLAGS[name].present]
@@ -82,11 +86,12 @@ def measure_step(config: Any, repeats: int) -> None:
     """Prints what one step of ``config`` costs."""
     import jax
 
-    from common import clock, loop, methods
+    from common import clock, methods
     from common.data import fake
+    from common.program import build, step_memory
 
     method = methods.create(config)
-    program = loop.build(method, config)
+    program = build(method, config)
     start = time.perf_counter()
     step = program.compile()
     print(f"compilation: {time.perf_counter() - start:.1f} s")
@@ -107,12 +112,11 @@ def measure_step(config: Any, repeats: int) -> None:
     )
     print(f"step: {median * 1e3:.1f} ms (median of {repeats}; fastest {min(seconds) * 1e3:.1f} ms)")
     print(f"speed: {config.batch_size / median:.1f} clips/s")
-    flops = loop.step_flops(step, config)
-    if flops:
-        print(f"FLOPs per step and device: {flops:.4g}, at {flops / median / 1e12:.3g} TFLOP/s")
-        peak = clock.peak_flops(jax.devices()[0].device_kind)
-        print(f"utilisation: {flops / median / peak:.1%}" if peak else "utilisation: peak unknown")
-    print(f"memory planned per device: {loop.step_memory(step.memory_analysis()) / 2**20:,.0f} MiB")
+    flops, peak = program.flops, clock.peak_flops(jax.devices()[0].device_kind)
+    print(f"FLOPs per step and device: {flops:.4g}, at {flops / median / 1e12:.3g} TFLOP/s")
+    print(f"utilisation: {flops / median / peak:.1%}" if peak else "utilisation: peak unknown")
+    planned = step_memory(step.memory_analysis())
+    print(f"memory planned per device: {planned / 2**20:,.0f} MiB")
     used = (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
     print(
         f"memory peak on device: {used / 2**20:,.0f} MiB" if used else "memory peak: not reported"
@@ -124,6 +128,7 @@ def measure_overhead(repeats: int) -> None:
     import jax
 
     from common import loop
+    from common.program import build
 
     config, method, data = _busy()
     with config.unlocked():
@@ -133,7 +138,7 @@ def measure_overhead(repeats: int) -> None:
         lines = (pathlib.Path(folder) / "metrics.jsonl").read_text().splitlines()
     # The first line holds the start, the last one no step of its own.
     inside = [json.loads(line)["time/step"] for line in lines[1:-1]]
-    program = loop.build(method, config)
+    program = build(method, config)
     step, state = program.compile(), program.init()
     clip = next(data.batches(0))["clip"]
     batch = {"clip": jax.device_put(clip, program.batch_sharding)}

@@ -127,7 +127,7 @@ class Runner:
         """Features (B, 1024) in evaluation mode."""
         self.model.eval()
         with torch.inference_mode():
-            return self.model(self.video_BCTHW).numpy()
+            return {"features": self.model(self.video_BCTHW).numpy()}
 
     def train(self):
         """Loss of one training step: forward, backward and update."""
@@ -139,5 +139,6 @@ class Runner:
         return loss.item()
 
     def gradients(self):
-        """Gradients of the last training step by published key."""
-        return {name: p.grad.numpy() for name, p in self.model.named_parameters()}
+        """Gradients of one training step by published key."""
+        self.train()
+        return {name: p.grad.numpy().copy() for name, p in self.model.named_parameters()}

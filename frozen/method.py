@@ -45,10 +45,17 @@ class Frozen:
                 )
         if not model.temperature > 0:
             raise UserError(f"config.model.temperature is {model.temperature}; it must be above 0.")
-        if not 2 <= model.text.max_pieces <= model.text.positions:
+        most = model.text.positions
+        for key in ("max_pieces", "evaluation_pieces"):
+            if not 2 <= model.text[key] <= most:
+                raise UserError(
+                    f"config.model.text.{key} is {model.text[key]}; it must be from 2 to "
+                    f"config.model.text.positions, {most}."
+                )
+        if not 1 <= model.evaluation_frames <= model.video.max_frames:
             raise UserError(
-                f"config.model.text.max_pieces is {model.text.max_pieces}; it must be from 2 to "
-                f"config.model.text.positions, {model.text.positions}."
+                f"config.model.evaluation_frames is {model.evaluation_frames}; it must be from 1 "
+                f"to config.model.video.max_frames, {model.video.max_frames}."
             )
         self._config = config
         self._dtype = compute_dtype(config.compute_dtype)

@@ -68,14 +68,13 @@ class FrozenModel(nnx.Module):
         self.text_projection = torch_linear(
             self.text.num_features, config.embedding_dim, dtype=compute_dtype, rngs=rngs
         )
-        self._fixed_scale = 1 / config.temperature
-        self.log_scale = self.bias = None
-        if config.loss == "max_margin":
-            self._fixed_scale = 1.0  # it compares cosines
-        elif config.learn_temperature:
-            self.log_scale = nnx.Param(jnp.array(math.log(self._fixed_scale), jnp.float32))
-        if config.loss == "sigmoid":
-            self.bias = nnx.Param(jnp.array(_FIRST_BIAS, jnp.float32))
+        # The max-margin loss compares cosines.
+        self._fixed_scale = 1.0 if config.loss == "max_margin" else 1 / config.temperature
+        learned = config.learn_temperature and config.loss != "max_margin"
+        first = jnp.array(math.log(self._fixed_scale), jnp.float32)
+        self.log_scale = nnx.Param(first) if learned else None
+        sigmoid = config.loss == "sigmoid"
+        self.bias = nnx.Param(jnp.array(_FIRST_BIAS, jnp.float32)) if sigmoid else None
 
     def embed_video(self, video_BTHWC: jax.Array, frames_B: jax.Array | None = None) -> jax.Array:
         """Embeds normalised clips in the joint space: (B, D), at least float32, of any length.

@@ -14,7 +14,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 VERBS = ("ingest", "inspect", "vocabulary", "train", "evaluate", "retrieve", "export", "embed")
 VERBS += ("search", "localise", "report")
-TOOLS = (*(f"common.{verb}" for verb in VERBS), "brave.demo", "mil_nce.demo")
+TOOLS = (*(f"common.{verb}" for verb in VERBS), "brave.demo", "mil_nce.demo", "frozen.demo")
 
 
 def commands():
@@ -24,7 +24,7 @@ def commands():
     for name, text in texts:
         text = text.replace("\\\n", " ")
         for found in re.finditer(
-            r"python -m ((?:common|brave|mil_nce)\.[\w.]+)((?: +[^\s`|]+)*)", text
+            r"python -m ((?:common|brave|mil_nce|frozen)\.[\w.]+)((?: +[^\s`|]+)*)", text
         ):
             yield name, found[1], found[2].split("#")[0]
 

@@ -169,6 +169,45 @@ def _space_backward(kept, dy_BFHNK):
 space_attention.defvjp(_space_forward, _space_backward)
 
 
+def dense(layer: nnx.Linear, x: jax.Array, columns: slice = slice(None)) -> jax.Array:
+    """The outputs of a dense layer, or some of them, by `affine`.
+
+    Args:
+        layer: with a bias.
+        x: (..., I); computed in the layer's dtype, None follows ``x`` and the parameters.
+        columns: which outputs.
+
+    Returns:
+        (..., O).
+    """
+    operands = x, layer.kernel[:, columns], layer.bias[columns]
+    return affine(*nnx.nn.dtypes.promote_dtype(operands, dtype=layer.dtype))
+
+
+@jax.custom_vjp
+def affine(x: jax.Array, kernel_IO: jax.Array, bias_O: jax.Array) -> jax.Array:
+    """``x @ kernel_IO + bias_O`` for x (..., I), with a gradient that is cheap on CPUs."""
+    return x @ kernel_IO + bias_O
+
+
+def _affine_forward(x, kernel_IO, bias_O):
+    return affine(x, kernel_IO, bias_O), (x, kernel_IO)
+
+
+def _affine_backward(kept, dy):
+    x, kernel_IO = kept
+    # Otherwise XLA computes dy anew for each of its three uses, and with it the gradients of all
+    # later residuals that are summed in it.
+    dy = jax.lax.optimization_barrier(dy)
+    rows = tuple(range(x.ndim - 1))
+    # In this order; what JAX derives is the transpose, for which XLA copies dy column by column.
+    dkernel_IO = jax.lax.dot_general(x, dy, ((rows, rows), ((), ())))
+    return dy @ kernel_IO.T, dkernel_IO, dy.sum(rows)
+
+
+affine.defvjp(_affine_forward, _affine_backward)
+
+
 class DividedAttention(nnx.Module):
     """Multi-head attention along space or time, in which the class token sees all tokens.
 
@@ -191,7 +230,7 @@ class DividedAttention(nnx.Module):
         self, x_BMD: jax.Array, frames: int, real_BF: jax.Array | None = None
     ) -> jax.Array:
         """Maps tokens (B, 1 + F * N, D), the class token first, to as many."""
-        q_BMD, k_BMD, v_BMD = jnp.split(self.qkv(x_BMD), 3, -1)
+        q_BMD, k_BMD, v_BMD = jnp.split(dense(self.qkv, x_BMD), 3, -1)
         (q_BHK, q), keys, values = (self._apart(x, frames) for x in (q_BMD, k_BMD, v_BMD))
         if self.axis == "time":
             y = time_attention(q * self._scale(q), keys, values, real_BF)
@@ -202,18 +241,18 @@ class DividedAttention(nnx.Module):
         y_BMD = jnp.concatenate(
             [x.reshape(len(x_BMD), -1, x_BMD.shape[-1]) for x in (own_BHK, y_BFNHK)], 1
         )
-        return self.output(y_BMD)
+        return dense(self.output, y_BMD)
 
     def class_token(
         self, x_BMD: jax.Array, frames: int, real_BF: jax.Array | None = None
     ) -> jax.Array:
         """The class token of the result alone, (B, 1, D); patches get no queries."""
         width = x_BMD.shape[-1]
-        q_B1D = _columns(self.qkv, x_BMD[:, :1], slice(width))
-        kv_BME = _columns(self.qkv, x_BMD, slice(width, None))
+        q_B1D = dense(self.qkv, x_BMD[:, :1], slice(width))
+        kv_BME = dense(self.qkv, x_BMD, slice(width, None))
         keys, values = (self._apart(x, frames) for x in jnp.split(kv_BME, 2, -1))
         q_BHK = q_B1D.reshape(len(x_BMD), self.heads, -1)
-        return self.output(self._look(q_BHK, keys, values, real_BF).reshape(q_B1D.shape))
+        return dense(self.output, self._look(q_BHK, keys, values, real_BF).reshape(q_B1D.shape))
 
     def _look(self, q_BHK, keys, values, real_BF):
         """What the class token sees."""
@@ -229,10 +268,3 @@ class DividedAttention(nnx.Module):
         x_BMHK = x_BMD.reshape(*x_BMD.shape[:2], self.heads, -1)
         x_BFNHK = x_BMHK[:, 1:].reshape(len(x_BMD), frames, -1, *x_BMHK.shape[2:])
         return x_BMHK[:, 0], x_BFNHK.transpose(_ORDERS[self.axis])
-
-
-def _columns(dense: nnx.Linear, x: jax.Array, columns: slice) -> jax.Array:
-    """Some of the outputs of a dense layer."""
-    operands = x, dense.kernel[:, columns], dense.bias[columns]
-    x, kernel_IO, bias_O = nnx.nn.dtypes.promote_dtype(operands, dtype=dense.dtype)
-    return x @ kernel_IO + bias_O

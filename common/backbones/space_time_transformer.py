@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from typing import Any
 
 import jax
@@ -10,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from common.backbones.divided_attention import DividedAttention
+from common.backbones.divided_attention import DividedAttention, affine, dense
 from common.backbones.inception import chosen
 from common.backbones.initializers import torch_linear
 from common.errors import UserError
@@ -26,8 +27,33 @@ SIZES: dict[str, dict[str, Any]] = {
     "huge": {"width": 1280, "depth": 32, "heads": 16, "patch": 14},
     "giant": {"width": 1408, "depth": 40, "heads": 16, "patch": 14, "mlp_ratio": 6144 / 1408},
 }
+
+
+@jax.custom_vjp
+def _gelu(x: jax.Array) -> jax.Array:
+    """The exact GELU, of which the backward pass keeps nothing but its input."""
+    wide = _wide(x)
+    return (wide * _normal_cdf(wide)).astype(x.dtype)
+
+
+def _gelu_backward(x: jax.Array, dy: jax.Array) -> tuple[jax.Array]:
+    wide = _wide(x)
+    density = jnp.exp(-0.5 * wide * wide) * (2 * math.pi) ** -0.5
+    return ((dy * (_normal_cdf(wide) + wide * density)).astype(x.dtype),)
+
+
+def _normal_cdf(x: jax.Array) -> jax.Array:
+    return 0.5 + 0.5 * jax.lax.erf(x * 0.5**0.5)
+
+
+def _wide(x: jax.Array) -> jax.Array:
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
+_gelu.defvjp(lambda x: (_gelu(x), x), _gelu_backward)
+
 ACTIVATIONS = {
-    "gelu": functools.partial(jax.nn.gelu, approximate=False),
+    "gelu": _gelu,
     "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),  # what OpenAI's CLIP was trained with
 }
 _CUBIC = -0.75  # the cubic's slope at 1; PyTorch's. Others take -0.5.
@@ -75,9 +101,9 @@ class PatchEmbedding(nnx.Module):
 
     def __init__(self, patch: int, width: int, *, dtype: jnp.dtype | None, rngs: nnx.Rngs):
         self.patch, self.dtype = patch, dtype
-        dense = torch_linear(patch * patch * 3, width, rngs=rngs)
-        self.kernel = nnx.Param(dense.kernel[...].reshape(patch, patch, 3, width))
-        self.bias = nnx.Param(dense.bias[...])
+        layer = torch_linear(patch * patch * 3, width, rngs=rngs)
+        self.kernel = nnx.Param(layer.kernel[...].reshape(patch, patch, 3, width))
+        self.bias = nnx.Param(layer.bias[...])
 
     def __call__(self, video_BTHWC: jax.Array) -> jax.Array:
         """Maps (B, F, H, W, 3) to (B, F * N, D), rows of patches one after the other."""
@@ -86,8 +112,7 @@ class PatchEmbedding(nnx.Module):
         cut = video_BTHWC.reshape(batch, frames, height // size, size, width // size, size, 3)
         patches_BPI = cut.transpose(0, 1, 2, 4, 3, 5, 6).reshape(batch, -1, size * size * 3)
         operands = patches_BPI, kernel.reshape(-1, kernel.shape[-1]), self.bias[...]
-        x, kernel_ID, bias_D = nnx.nn.dtypes.promote_dtype(operands, dtype=self.dtype)
-        return x @ kernel_ID + bias_D
+        return affine(*nnx.nn.dtypes.promote_dtype(operands, dtype=self.dtype))
 
 
 class Block(nnx.Module):
@@ -148,12 +173,48 @@ class Block(nnx.Module):
         return self.space_norm(x_BMD + time_BMD)
 
     def _perceptron(self, x_BMD: jax.Array) -> jax.Array:
-        return self.mlp_out(ACTIVATIONS[self.activation](self.mlp_in(self.mlp_norm(x_BMD))))
+        hidden = ACTIVATIONS[self.activation](dense(self.mlp_in, self.mlp_norm(x_BMD)))
+        return dense(self.mlp_out, hidden)
+
+
+class _Norm(nnx.LayerNorm):
+    """A layer norm, of which the backward pass keeps nothing as large as its input but that."""
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        scale_D, bias_D = self.scale[...], self.bias[...]
+        dtype = nnx.nn.dtypes.canonicalize_dtype(x, scale_D, bias_D, dtype=self.dtype)
+        return _normalised(x, scale_D, bias_D, self.epsilon).astype(dtype)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def _normalised(x: jax.Array, scale_D: jax.Array, bias_D: jax.Array, eps: float) -> jax.Array:
+    return _norm_forward(x, scale_D, bias_D, eps)[0]
+
+
+def _norm_forward(x, scale_D, bias_D, eps):
+    wide = _wide(x)
+    # Statistics in two passes: in one, float32 loses them where the mean is large.
+    mean = wide.mean(-1, keepdims=True)
+    factor = jax.lax.rsqrt(jnp.square(wide - mean).mean(-1, keepdims=True) + eps)
+    return (wide - mean) * factor * scale_D + bias_D, (x, scale_D, mean, factor)
+
+
+def _norm_backward(eps, kept, dy):
+    x, scale_D, mean, factor = kept
+    y = (x - mean) * factor  # before scale and bias
+    dy_scaled = dy * scale_D
+    along_y = (dy_scaled * y).mean(-1, keepdims=True)
+    dx = factor * (dy_scaled - dy_scaled.mean(-1, keepdims=True) - y * along_y)
+    rows = tuple(range(x.ndim - 1))
+    of_scale_and_bias = ((dy * y).sum(rows), dy.sum(rows))
+    return dx.astype(x.dtype), *(x_D.astype(scale_D.dtype) for x_D in of_scale_and_bias)
+
+
+_normalised.defvjp(_norm_forward, _norm_backward)
 
 
 def _norm(width: int, eps: float, dtype: jnp.dtype | None) -> nnx.LayerNorm:
-    # Statistics in two passes: in one, float32 loses them where the mean is large.
-    return nnx.LayerNorm(width, epsilon=eps, dtype=dtype, use_fast_variance=False, rngs=nnx.Rngs(0))
+    return _Norm(width, epsilon=eps, dtype=dtype, rngs=nnx.Rngs(0))
 
 
 def _check_multiple(name: str, value: int, unit: str, part: int) -> None:
@@ -279,7 +340,7 @@ class SpaceTimeTransformer(nnx.Module):
             x_BMD = self._run(Block.__call__, block, x_BMD, frames, real_BF)
         class_B1D = self._run(Block.class_token, self.blocks[-1], x_BMD, frames, real_BF)
         y_BD = self.norm(class_B1D)[:, 0]
-        return y_BD.astype(jnp.promote_types(y_BD.dtype, jnp.float32))
+        return _wide(y_BD)
 
     def _run(self, part, block: Block, x_BMD: jax.Array, frames: int, real_BF) -> jax.Array:
         run = lambda block, x_BMD: part(block, x_BMD, frames, real_BF)  # noqa: E731

@@ -10,7 +10,7 @@ import av
 import numpy as np
 import pytest
 
-from benchmarks import narrated_emoji, narrated_learning
+from benchmarks import narrated_emoji, over_seeds
 from benchmarks.real_data_sources import FRAME_RATE, Emoji
 from common.data import tables
 
@@ -92,12 +92,12 @@ def _run(*by_kind: float) -> dict:
 
 
 def test_the_table_gives_shares_in_percent_ranks_as_they_are_and_intervals_over_seeds():
-    table = narrated_learning.summarise([_run(0.1, 0.2, 0.3), _run(0.2, 0.2, 0.3)])
+    table = over_seeds.summarise_retrieval([_run(0.1, 0.2, 0.3), _run(0.2, 0.2, 0.3)])
     half = 12.706 * 5 * 2**0.5 / 2**0.5  # Student's t of one degree of freedom, deviation 7.07
     assert table[1][:2] == ["clips (40)", "MIL-NCE, K = 5"]
     assert table[1][2] == f"10.0 / 20.0: 15.0 [{15 - half:.1f}, {15 + half:.1f}]"
     assert table[1][4].startswith("0.1 / 0.2: 0.2 [")
-    (single,) = narrated_learning.summarise([_run(0.1, 0.2, 0.3)])[1:2]
+    (single,) = over_seeds.summarise_retrieval([_run(0.1, 0.2, 0.3)])[1:2]
     assert single[2] == "10.0 [5.0, 20.0]"
 
 

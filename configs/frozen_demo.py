@@ -1,0 +1,55 @@
+"""Frozen in Time, small enough for a laptop: what `make demo-frozen` trains.
+
+    python -m common.train --config=configs/frozen_demo.py --workdir=runs/demo_frozen/train \
+        --config.data.train=runs/demo_frozen/records/train \
+        --config.model.text.pieces=runs/demo_frozen/pieces.txt
+
+Hardware: two CPU cores, minutes. One frame of 32 px first, then 8.
+Reproduces: nothing published; it shows every part at work. The playground is rendered without
+clutter: minutes are too short for a transformer that begins untrained to look past it.
+
+What differs from the published runs, since minutes have to do for weeks: both networks are small
+and begin untrained, frames are as many as show a motion, and the learning rate is that of training
+from nothing.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import frozen_base
+
+
+def get_config(variant: str = "") -> ConfigDict:
+    """Returns the config; ``variant="smoke"`` runs two steps on made-up data."""
+    config = frozen_base.get_config()
+    config.steps = 1000
+    config.batch_size = 64
+    config.compute_dtype = "float32"
+    config.curriculum = ("0: model.video.num_frames=1", "300:")
+    config.log_every = 20
+    config.checkpoint_every = 200
+    config.keep_checkpoints = 1
+
+    model = config.model
+    model.embedding_dim = 128
+    model.colours = "half"
+    model.flip = 0.0  # the world tells left from right
+    model.evaluation_frames = 8
+
+    video = model.video
+    video.num_frames = video.max_frames = 8
+    video.size = video.grid_size = video.resize = 32
+    video.patch = 8
+    video.width, video.depth, video.heads = 128, 4, 4
+
+    text = model.text
+    text.width, text.depth, text.heads, text.hidden = 128, 2, 4, 512
+    text.positions = text.max_pieces = text.evaluation_pieces = 32
+
+    config.optimizer.learning_rate = 1e-3
+    config.optimizer.schedule = "cosine"
+    config.optimizer.final_fraction = 0.02
+    config.optimizer.warmup_steps = 50
+    config.optimizer.weight_decay = 0.05
+    config.optimizer.eps = 1e-8
+    config.optimizer.adamw_compat = "intended"
+    return frozen_base.variant_of(config, variant)
