@@ -141,4 +141,4 @@ class Runner:
     def gradients(self):
         """Gradients of one training step by published key."""
         self.train()
-        return {name: p.grad.numpy().copy() for name, p in self.model.named_parameters()}
+        return {name: p.grad.numpy() for name, p in self.model.named_parameters()}

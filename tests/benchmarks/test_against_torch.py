@@ -90,7 +90,7 @@ def test_without_pytorch_the_message_says_what_to_install(network):
 @pytest.mark.slow
 @pytest.mark.skipif(not TORCH, reason="needs PyTorch: pip install torch")
 def test_a_comparison_prints_every_share():
-    done = run("--against=torch", "--clips=1", "--frames=4", "--size=32", "--repeats=2")
+    done = run("--against=torch", "--clips=2", "--frames=8", "--size=64", "--repeats=2")
     assert done.returncode == 0, done.stdout + done.stderr
     for line in ("forward, wall clock", "training step, CPU time"):
         (found,) = [printed for printed in done.stdout.splitlines() if printed.startswith(line)]

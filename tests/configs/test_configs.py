@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from common import config as config_lib
-from common import loop, methods
+from common import curriculum, loop, methods, state
 from common.data import pipeline
 
 ROOT = pathlib.Path(__file__).parents[2]
-BASES = {"base", "brave_base", "mil_nce_base"}
+BASES = {"base", "brave_base", "frozen_base", "mil_nce_base"}
 NAMES = sorted(p.stem for p in (ROOT / "configs").glob("*.py") if p.stem not in BASES)
 
 
@@ -39,6 +39,17 @@ def test_a_config_is_locked_complete_and_possible(name):
     assert method.encoders["video"].dim > 0
     with pytest.raises((AttributeError, KeyError)):
         config.stepps = 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+def test_all_parts_of_a_curriculum_train_one_model(name):
+    configs = curriculum.Curriculum(load(name)).configs
+    if len(configs) == 1:
+        return
+    parts = [methods.create(config) for config in configs]
+    shapes = [state.abstract(method.build)[1] for method in parts]
+    assert all(shape == shapes[0] for shape in shapes)
 
 
 @pytest.mark.parametrize("name", NAMES)

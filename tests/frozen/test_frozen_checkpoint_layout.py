@@ -187,7 +187,8 @@ def test_an_encoder_loads_alone_and_the_rest_stays(encoder, theirs, ours, tmp_pa
 def test_a_published_file_becomes_a_model_with_its_encoders():
     config = frozen_base.get_config()
     config.compute_dtype = "float32"
-    config.model.update_from_flattened_dict(TINY | {"text.max_pieces": 7})
+    lengths = {"text.max_pieces": 7, "text.evaluation_pieces": 7}
+    config.model.update_from_flattened_dict(TINY | lengths)
     # Where no file of word pieces is named, the table has as many rows as the published one.
     loaded = loading.from_published(RELEASED, config.lock(), ["video", "video_joint"])
     assert list(loaded.method.encoders) == ["video", "video_joint"]
