@@ -4,6 +4,7 @@ import importlib.util
 import pathlib
 import subprocess
 import sys
+import types
 
 import numpy as np
 import pytest
@@ -87,11 +88,51 @@ def test_without_pytorch_the_message_says_what_to_install(network):
     assert "Traceback" not in done.stderr
 
 
-@pytest.mark.slow
+class _Runner:
+    """A network of one parameter."""
+
+    def __init__(self, gradient):
+        self._gradient = gradient
+
+    def forward(self):
+        return {"features": np.ones(2)}
+
+    def gradients(self):
+        return {"weight": np.array([self._gradient])}
+
+    def train(self):
+        return 0.0
+
+
+def _network(theirs):
+    """What a module of `benchmarks` says of a network whose gradient is 1 in ours."""
+    module = types.SimpleNamespace(
+        NAME="Toy", SIZES={"clips": 2, "size": 8}, TOLERANCE={"features": 0.1, "gradients": 0.1}
+    )
+    module.runners = lambda clips, size: {
+        "ours": _Runner(1.0),
+        **{f"torch, {n}": _Runner(x) for n, x in theirs.items()},
+    }
+    return module
+
+
 @pytest.mark.skipif(not TORCH, reason="needs PyTorch: pip install torch")
-def test_a_comparison_prints_every_share():
-    done = run("--against=torch", "--clips=2", "--frames=8", "--size=64", "--repeats=2")
-    assert done.returncode == 0, done.stdout + done.stderr
+def test_a_comparison_prints_sizes_differences_and_every_share(monkeypatch, capsys):
+    monkeypatch.setitem(
+        sys.modules, "benchmarks.toy_against_torch", _network({"a": 1.0, "b": 1.05})
+    )
+    against_torch.compare("toy", {"size": 16}, repeats=2)
+    printed = capsys.readouterr().out
+    assert "Toy: 2 clips, 16 size; float32" in printed
+    assert "largest difference of gradients, torch, a and torch, b: 4.8e-02" in printed
     for line in ("forward, wall clock", "training step, CPU time"):
-        (found,) = [printed for printed in done.stdout.splitlines() if printed.startswith(line)]
-        assert found.count("torch, ") == 2 and found.count("x") >= 2
+        (found,) = [text for text in printed.splitlines() if text.startswith(line)]
+        assert found.count("torch, ") == 2 and found.count("ours") == 3
+
+
+@pytest.mark.skipif(not TORCH, reason="needs PyTorch: pip install torch")
+def test_networks_with_other_gradients_are_not_timed(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "benchmarks.toy_against_torch", _network({"a": 1.5}))
+    with pytest.raises(UserError, match="gradients differ by more than"):
+        against_torch.compare("toy", {}, repeats=1)
+    assert "training step" not in capsys.readouterr().out

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from benchmarks import s3d_against_torch
+from benchmarks import against_torch, s3d_against_torch
 from common.backbones.s3d import S3D
 
 TORCH = importlib.util.find_spec("torch") is not None
@@ -31,3 +31,15 @@ def test_features_agree_on_odd_sizes():
     features = nnx.jit(lambda model, x: model(x))(model, jax.numpy.asarray(video))
     assert isinstance(model, S3D) and np.abs(wanted).max() > 1e-3
     np.testing.assert_allclose(features, wanted, atol=1e-4 * np.abs(wanted).max())
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not TORCH, reason="needs PyTorch: pip install torch")
+def test_features_agree_in_both_layouts_and_every_tensor_has_a_gradient():
+    runners = s3d_against_torch.runners(clips=2, frames=8, size=64)
+    features = {name: runner.forward() for name, runner in runners.items()}
+    against_torch.check("features", features, s3d_against_torch.TOLERANCE)
+    # Not compared: norms over so few numbers make much of a rounding.
+    gradients = [runner.gradients() for runner in runners.values()]
+    assert len(runners) == 3 and len({frozenset(of_run) for of_run in gradients}) == 1
+    assert all(np.isfinite(x).all() for of_run in gradients for x in of_run.values())
