@@ -25,7 +25,7 @@ demo: $(INSTALLED)  ## mp4 files to a trained, evaluated, exported model and a r
 demo-mil-nce: $(INSTALLED)  ## narrated videos to a model that finds clips by text; VIDEOS=, NARRATIONS= for your own
 	@$(BIN)/python -m mil_nce.demo --output=$(or $(OUTPUT),runs/demo_mil_nce) $(if $(VIDEOS),--videos='$(VIDEOS)') $(if $(NARRATIONS),--narrations='$(NARRATIONS)')
 
-demo-frozen: $(INSTALLED)  ## captioned videos to one model of images and videos that finds them by text; the same options
+demo-frozen: $(INSTALLED)  ## captioned videos through every part of Frozen in Time, to a bundle and a report; the same options
 	@$(BIN)/python -m frozen.demo --output=$(or $(OUTPUT),runs/demo_frozen) $(if $(VIDEOS),--videos='$(VIDEOS)') $(if $(NARRATIONS),--narrations='$(NARRATIONS)')
 
 test: $(INSTALLED)  ## every test

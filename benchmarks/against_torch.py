@@ -161,10 +161,12 @@ class Ours:
         return self._step(self._inputs)
 
     def gradients(self) -> Arrays:
-        """Gradients of the first training step: Adam's mean is a tenth of them."""
+        """Gradients of the first training step: Adam's mean is a tenth of them.
+
+        Beside them are tensors that are not trained, which have none.
+        """
         self._step(self._still)
-        found, trained = self._published(self._moments[0].mu), self._published(self._params)
-        return {key: 10 * x for key, x in found.items() if key in trained}
+        return {key: 10 * x for key, x in self._published(self._moments[0].mu).items()}
 
     def published(self) -> Arrays:
         """All tensors by published key."""

@@ -5,7 +5,8 @@
         --config.model.text.pieces=runs/demo_frozen/pieces.txt
 
 Hardware: two CPU cores, minutes. One frame of 32 px first, then 4.
-Reproduces: nothing published; it shows every part at work. The playground is rendered without
+Reproduces: nothing published; it shows every part at work, and finds held-out clips no better than
+chance (a run of 600 steps: median rank 196 of 400). The playground is rendered without
 clutter: minutes are too short for a transformer that begins untrained to look past it.
 
 What differs from the published runs, since minutes have to do for weeks: both networks are small

@@ -1,4 +1,7 @@
-"""From captioned videos to a model that finds clips by text: `python -m frozen.demo`.
+"""Captioned videos through every part of Frozen in Time: `python -m frozen.demo`.
+
+It shows that all works, not what can be learned: in the minutes that it takes, networks that begin
+untrained do not learn to find clips that they have not seen.
 
 Runs the same commands a user would type, one after the other, says what each does, and can be
 stopped and started again at any point: every stage continues where it was.

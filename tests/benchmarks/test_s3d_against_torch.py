@@ -40,6 +40,9 @@ def test_features_agree_in_both_layouts_and_every_tensor_has_a_gradient():
     features = {name: runner.forward() for name, runner in runners.items()}
     against_torch.check("features", features, s3d_against_torch.TOLERANCE)
     # Not compared: norms over so few numbers make much of a rounding.
-    gradients = [runner.gradients() for runner in runners.values()]
-    assert len(runners) == 3 and len({frozenset(of_run) for of_run in gradients}) == 1
-    assert all(np.isfinite(x).all() for of_run in gradients for x in of_run.values())
+    ours, *theirs = (runner.gradients() for runner in runners.values())
+    assert len(theirs) == 2
+    for of_layout in theirs:
+        assert len(of_layout) > 200
+        for key, x in of_layout.items():
+            assert np.isfinite(x).all() and np.isfinite(ours[key]).all() and ours[key].any(), key
