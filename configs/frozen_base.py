@@ -33,6 +33,9 @@ def get_config() -> ConfigDict:
     video.width, video.depth, video.heads = 768, 12, 12  # ViT-B; see space_time_transformer.SIZES
     video.activation = "gelu"  # or "quick_gelu", as CLIP
     video.pre_norm = False  # as CLIP
+    video.eps = 1e-6  # of norms; Hugging Face's ViT has 1e-12, CLIP 1e-5
+    video.time_start = "published"  # of attention in time; "attending" where all begins untrained
+    video.temporal_resize = "zeros"  # or "interp", "bilinear": of weights of fewer frames
     video.resize = 256  # of the short side when evaluated, before the central part of `size` is cut
     video.crop_area = (0.5, 1.0)  # share of the picture that is seen in training
     video.crop_aspect = (3 / 4, 4 / 3)

@@ -39,6 +39,7 @@ def get_config(variant: str = "") -> ConfigDict:
     video.size = video.grid_size = video.resize = 32
     video.patch = 8
     video.width, video.depth, video.heads = 128, 4, 4
+    video.time_start = "attending"
 
     text = model.text
     text.width, text.depth, text.heads, text.hidden = 128, 2, 4, 512

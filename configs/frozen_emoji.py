@@ -28,6 +28,7 @@ def get_config(variant: str = "") -> ConfigDict:
     model.video.size = model.video.grid_size = model.video.resize = 48
     model.video.patch = 8
     model.video.width, model.video.depth, model.video.heads = 128, 4, 4
+    model.video.time_start = "attending"
     model.text.width, model.text.depth, model.text.heads, model.text.hidden = 128, 2, 4, 512
     model.text.positions = 64
     model.text.max_pieces, model.text.evaluation_pieces = 24, 48

@@ -44,19 +44,17 @@ def load(
     path: str | os.PathLike,
     model: FrozenModel,
     encoders: Sequence[str] = (),
-    temporal_resize: str = "zeros",
 ) -> list[str]:
     """Fills a model with a published checkpoint; no code in the file is executed.
 
-    Positions of another number of frames or another image size are fitted to the model as
-    `common.weights.vit_layout.read` does; the published code refuses other image sizes.
+    Positions of another number of frames (by the model's `temporal_resize`) or another image size
+    are fitted as `common.weights.vit_layout.read` does; the published code refuses other sizes.
 
     Args:
         path: a .pth.tar, .pth or .safetensors file; "module." may stand before every name.
         model: changed in place; all or nothing.
         encoders: load only what these of the method's encoders need, and leave the rest of the
             model as it is; none named: everything.
-        temporal_resize: what fewer frames than the model's become, see `vit_layout.resize_times`.
 
     Returns:
         Names of the tensors that were not used, which are also logged in short.
@@ -64,7 +62,7 @@ def load(
     Raises:
         UserError: the file cannot be read, or does not hold this model.
     """
-    unread = fill(model, weight_files.read(path), str(path), encoders, temporal_resize)
+    unread = fill(model, weight_files.read(path), str(path), encoders)
     if unread:
         logging.info("%s: tensors left unread: %s", path, _counted(unread))
     return unread
@@ -75,7 +73,6 @@ def fill(
     tensors: Tensors,
     source: str,
     encoders: Sequence[str] = (),
-    temporal_resize: str = "zeros",
 ) -> list[str]:
     """Fills a model with published tensors by name, as `load` does with those of the file `source`.
 
@@ -95,12 +92,10 @@ def fill(
                 f"{source}: {mark} is missing: the file does not hold {name} of Frozen in Time. "
                 "Training can begin from networks of other kinds: name the file in config.init."
             )
-    return _read(model, parts, tensors, source, temporal_resize)
+    return _read(model, parts, tensors, source)
 
 
-def initialise(
-    path: str | os.PathLike, model: FrozenModel, config: Any, temporal_resize: str = "zeros"
-) -> list[str]:
+def initialise(path: str | os.PathLike, model: FrozenModel, config: Any) -> list[str]:
     """Fills what a file has of a model with it, to begin training there.
 
     Read are whole checkpoints of Frozen in Time, ViTs as timm or Hugging Face publish them, the
@@ -112,7 +107,6 @@ def initialise(
         path: a .safetensors, .bin, .pth, .pt or .pth.tar file.
         model: changed in place, or not at all where an error is raised; what the file lacks stays.
         config: ``config.model``.
-        temporal_resize: what fewer frames than the model's become, see `vit_layout.resize_times`.
 
     Returns:
         What was filled, fitted, and left, in sentences for the log.
@@ -133,7 +127,7 @@ def initialise(
             "ViT as timm, Hugging Face or CLIP name it, nor a BERT or DistilBERT. It begins with "
             f"{', '.join(list(tensors)[:3])}."
         )
-    unread = _read(model, parts, tensors, str(path), temporal_resize)
+    unread = _read(model, parts, tensors, str(path))
     return _account(model, config, parts, tensors, unread)
 
 
@@ -199,9 +193,7 @@ def _published_config(config: Any) -> dict[str, Any]:
     }
 
 
-def _read(
-    model: FrozenModel, parts: Iterable[str], tensors: Tensors, source: str, temporal_resize: str
-) -> list[str]:
+def _read(model: FrozenModel, parts: Iterable[str], tensors: Tensors, source: str) -> list[str]:
     """Fills parts of a model, all of them or none; returns the keys that were not used."""
     _check_sizes(model, parts, tensors, source)
     # Filled first is a model without numbers: a part may turn out not to fit after another did.
@@ -211,7 +203,7 @@ def _read(
     unread = set(tensors)
     for part in parts:
         if part == "video":
-            left = vit_layout.read(blank.video, tensors, source, temporal_resize)
+            left = vit_layout.read(blank.video, tensors, source, model.temporal_resize)
         elif part == "text":
             left = bert_layout.read(blank.text, tensors, source)
         else:
@@ -286,6 +278,11 @@ def _account(
     lines.append(f"filled: {', '.join(_MARKS[part][0] for part in parts)}")
     if image is not None:
         lines += _fitted(model, image, tensors, in_time)
+        if image.eps != config.video.eps:
+            lines.append(
+                f"such networks were trained with config.model.video.eps={image.eps} (here "
+                f"{config.video.eps})"
+            )
         if image.is_clip:
             lines.append(
                 f"taken as trained with config.model.video.activation={config.video.activation!r}, "

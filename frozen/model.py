@@ -11,8 +11,10 @@ import jax.numpy as jnp
 from flax import nnx
 
 from common.backbones.bert import Bert
+from common.backbones.inception import chosen
 from common.backbones.initializers import torch_linear
 from common.backbones.space_time_transformer import SpaceTimeTransformer
+from common.weights import vit_layout
 
 _LEAST_NORM = 1e-8  # below which embeddings are not made longer, as published
 _GREATEST_SCALE = 100.0  # that a learned temperature may reach, as in CLIP
@@ -39,6 +41,10 @@ class FrozenModel(nnx.Module):
         remat: bool = False,
     ):
         video, text = config.video, config.text
+        # How weights of fewer frames are fitted to this model when they are read.
+        self.temporal_resize = chosen(
+            "temporal_resize", video.temporal_resize, vit_layout.TEMPORAL_RESIZES
+        )
         shared = {"dtype": compute_dtype, "remat": remat, "rngs": rngs}
         self.video = SpaceTimeTransformer(
             size=video.grid_size,
@@ -49,6 +55,8 @@ class FrozenModel(nnx.Module):
             num_frames=video.max_frames,
             activation=video.activation,
             pre_norm=video.pre_norm,
+            eps=video.eps,
+            time_start=video.time_start,
             **shared,
         )
         self.text = Bert(

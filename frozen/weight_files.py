@@ -33,6 +33,7 @@ class Image(NamedTuple):
     patches: str
     positions: str
     blocks: str
+    eps: float  # of norms, which no file says
     pre_norm: str = ""
     prefix: str = ""
 
@@ -45,21 +46,21 @@ class Image(NamedTuple):
 _IMAGES = (
     Image(
         "a ViT as timm names it", "patch_embed.proj.weight", "patch_embed.proj.weight",
-        "pos_embed", "blocks", "norm_pre.weight",
+        "pos_embed", "blocks", 1e-6, "norm_pre.weight",
     ),
     Image(
         "a ViT of Hugging Face", "embeddings.patch_embeddings.projection.weight",
         "embeddings.patch_embeddings.projection.weight", "embeddings.position_embeddings",
-        "encoder.layer",
+        "encoder.layer", 1e-12,
     ),
     Image(
         "a CLIP of Hugging Face", "embeddings.patch_embedding.weight",
         "embeddings.patch_embedding.weight", "embeddings.position_embedding.weight",
-        "encoder.layers", "pre_layrnorm.weight",
+        "encoder.layers", 1e-5, "pre_layrnorm.weight",
     ),
     Image(
         "a CLIP of OpenAI", "class_embedding", "conv1.weight", "positional_embedding",
-        "transformer.resblocks", "ln_pre.weight",
+        "transformer.resblocks", 1e-5, "ln_pre.weight",
     ),
 )  # fmt: skip
 

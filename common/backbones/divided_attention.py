@@ -196,9 +196,9 @@ def _affine_forward(x, kernel_IO, bias_O):
 
 def _affine_backward(kept, dy):
     x, kernel_IO = kept
-    # Otherwise XLA computes dy anew for each of its three uses, and with it the gradients of all
-    # later residuals that are summed in it.
-    dy = jax.lax.optimization_barrier(dy)
+    # Otherwise XLA computes both anew wherever they are used, in dy the gradients of all later
+    # residuals, and in the order of whatever is made of them.
+    x, dy = jax.lax.optimization_barrier((x, dy))
     rows = tuple(range(x.ndim - 1))
     # In this order; what JAX derives is the transpose, for which XLA copies dy column by column.
     dkernel_IO = jax.lax.dot_general(x, dy, ((rows, rows), ((), ())))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -55,6 +56,13 @@ _gelu.defvjp(lambda x: (_gelu(x), x), _gelu_backward)
 ACTIVATIONS = {
     "gelu": _gelu,
     "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),  # what OpenAI's CLIP was trained with
+}
+# What the dense layers of attention in time begin as; either way nothing comes out of it.
+# "published": values learn through the ones, but all alike, and the gradients of queries and keys
+# stay zero: from nothing it only ever learns a mean over time. "attending" can learn what to see.
+TIME_STARTS: dict[str, dict[str, Callable[[jax.Array], jax.Array]]] = {
+    "published": {"qkv": jnp.zeros_like, "output": jnp.ones_like},
+    "attending": {"output": jnp.zeros_like},
 }
 _CUBIC = -0.75  # the cubic's slope at 1; PyTorch's. Others take -0.5.
 
@@ -120,8 +128,7 @@ class Block(nnx.Module):
 
     Unlike in TimeSformer, the sum after both attentions begins from the block's input: what was
     seen in time goes on only through what is then seen in space. Attention in time begins as
-    nothing, its keys, queries and values being zero, and its output layer as ones, through which
-    gradients reach the values.
+    nothing, in one of the ways of `TIME_STARTS`.
     """
 
     def __init__(
@@ -132,15 +139,17 @@ class Block(nnx.Module):
         *,
         activation: str,
         eps: float,
+        time_start: str,
         dtype: jnp.dtype | None,
         rngs: nnx.Rngs,
     ):
         norm = functools.partial(_norm, width, eps, dtype)
         self.time_norm, self.space_norm, self.mlp_norm = norm(), norm(), norm()
         self.time = DividedAttention("time", width, heads, dtype=dtype, rngs=rngs)
-        for layer, start in ((self.time.qkv, jnp.zeros_like), (self.time.output, jnp.ones_like)):
-            layer.kernel.set_value(start(layer.kernel[...]))
-            layer.bias.set_value(jnp.zeros_like(layer.bias[...]))
+        for layer, start in TIME_STARTS[time_start].items():
+            dense_layer = getattr(self.time, layer)
+            dense_layer.kernel.set_value(start(dense_layer.kernel[...]))
+            dense_layer.bias.set_value(jnp.zeros_like(dense_layer.bias[...]))
         self.space = DividedAttention("space", width, heads, dtype=dtype, rngs=rngs)
         hidden = round(width * mlp_ratio)
         self.mlp_in = torch_linear(width, hidden, dtype=dtype, rngs=rngs)
@@ -245,6 +254,7 @@ class SpaceTimeTransformer(nnx.Module):
         activation: of the perceptrons, "gelu" (the exact one) or "quick_gelu".
         pre_norm: whether tokens are normalised before the first block.
         eps: of norms.
+        time_start: how attention in time begins, see `TIME_STARTS`.
         dtype: compute dtype; None follows inputs and parameters. Norms and softmax are float32.
         remat: recompute each block in the backward pass instead of storing its activations.
         rngs: source of the initial weights.
@@ -266,6 +276,7 @@ class SpaceTimeTransformer(nnx.Module):
         activation: str = "gelu",
         pre_norm: bool = False,
         eps: float = 1e-6,
+        time_start: str = "published",
         dtype: jnp.dtype | None = None,
         remat: bool = False,
         rngs: nnx.Rngs,
@@ -273,6 +284,7 @@ class SpaceTimeTransformer(nnx.Module):
         _check_multiple("size", size, "patch", patch)
         _check_multiple("width", width, "heads", heads)
         chosen("activation", activation, tuple(ACTIVATIONS))
+        chosen("time_start", time_start, tuple(TIME_STARTS))
         self.num_features, self.num_frames, self.remat = width, num_frames, remat
         self.patches = PatchEmbedding(patch, width, dtype=dtype, rngs=rngs)
         normal = functools.partial(jax.random.normal, dtype=jnp.float32)
@@ -282,8 +294,9 @@ class SpaceTimeTransformer(nnx.Module):
         self.times = nnx.Param(jnp.zeros((num_frames, width), jnp.float32))
         self.pre_norm = _norm(width, eps, dtype) if pre_norm else None
         block = functools.partial(
-            Block, width, heads, mlp_ratio, activation=activation, eps=eps, dtype=dtype, rngs=rngs
-        )
+            Block, width, heads, mlp_ratio,
+            activation=activation, eps=eps, time_start=time_start, dtype=dtype, rngs=rngs,
+        )  # fmt: skip
         self.blocks = nnx.List([block() for _ in range(depth)])
         self.norm = _norm(width, eps, dtype)
 

@@ -4,11 +4,12 @@ import importlib
 import pathlib
 import re
 
+import jax
 import numpy as np
 import pytest
 
 from common import config as config_lib
-from common import curriculum, loop, methods, state
+from common import curriculum, loop, methods, program, state
 from common.data import pipeline
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -60,16 +61,21 @@ def test_an_unknown_variant_is_refused(name):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
-def test_the_smoke_variant_trains(name, tmp_path):
+def test_the_step_of_the_smoke_variant_fits_together(name):
     config = load(name, "smoke")
     config_lib.check(config)
+    step = program.build(methods.create(config), config)
+    before = jax.tree.map(lambda x: (x.shape, x.dtype), step.like)
+    after, metrics = step.traced.out_info
+    assert jax.tree.map(lambda x: (x.shape, x.dtype), after) == before
+    assert metrics["loss"].shape == ()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["brave_v_fa", "mil_nce_demo", "frozen_demo"])
+def test_the_smoke_variant_trains(name, tmp_path):
+    config = load(name, "smoke")
     method = methods.create(config)
     state = loop.train(method, config, tmp_path, pipeline.TrainData(config, method.views))
     assert int(state.step) == config.steps
-    assert all(np.isfinite(x).all() for x in map(np.asarray, _leaves(state.params)))
-
-
-def _leaves(tree):
-    import jax
-
-    return jax.tree.leaves(tree)
+    assert all(np.isfinite(x).all() for x in map(np.asarray, jax.tree.leaves(state.params)))

@@ -200,9 +200,9 @@ def test_a_published_file_becomes_a_model_with_its_encoders():
 
 @pytest.mark.parametrize("how", vit_layout.TEMPORAL_RESIZES)
 def test_files_of_other_numbers_of_frames_and_image_sizes_are_fitted(how):
-    config = _config(SMALL, video__max_frames=6, video__grid_size=96)
+    config = _config(SMALL, video__max_frames=6, video__grid_size=96, video__temporal_resize=how)
     model, published = _abstract(config), _small()
-    checkpoint_layout.fill(model, published, "small", temporal_resize=how)
+    checkpoint_layout.fill(model, published, "small")
     wanted = vit_layout.resize_times(published["video_model.temporal_embed"], 6, how)
     np.testing.assert_array_equal(model.video.times[...], wanted[0])
     assert model.video.positions[...].shape == (37, 64)
@@ -316,10 +316,10 @@ def test_what_the_layout_cannot_say_is_neither_written_nor_read(changes, message
 # --------------------------------------------------------------------------- beginning from files
 
 
-def _initialised(path, config, **options):
+def _initialised(path, config):
     """The names of the parts that were filled, and what was said of them."""
     model = _abstract(config)
-    lines = checkpoint_layout.initialise(path, model, config, **options)
+    lines = checkpoint_layout.initialise(path, model, config)
     return _values(model), lines
 
 
@@ -340,9 +340,10 @@ def test_a_whole_checkpoint_begins_everything():
 
 
 def test_what_is_fitted_is_said():
-    _, lines = _initialised(
-        RELEASED, _config(TINY, video__grid_size=16, video__max_frames=8), temporal_resize="interp"
-    )
+    sizes = {"video__grid_size": 16, "video__max_frames": 8, "video__temporal_resize": "interp"}
+    values, lines = _initialised(RELEASED, _config(TINY, **sizes))
+    times_FD = values["video/times"]
+    np.testing.assert_array_equal(times_FD[::2], times_FD[1::2])
     assert "positions of 4 patches were interpolated to 16" in lines
     assert "positions of 4 frames were fitted to 8" in lines
 
@@ -384,11 +385,14 @@ CLIP = {"video__pre_norm": True, "video__activation": "quick_gelu"}
 
 
 @pytest.mark.parametrize(
-    ("checkpoint", "changes", "kind"),
-    [("hf_vit", {}, "a ViT of Hugging Face"), ("hf_clip", CLIP, "a CLIP of Hugging Face")],
+    ("checkpoint", "changes", "eps", "kind"),
+    [
+        ("hf_vit", {}, 1e-12, "a ViT of Hugging Face"),
+        ("hf_clip", CLIP, 1e-5, "a CLIP of Hugging Face"),
+    ],
 )
 def test_image_networks_of_hugging_face_begin_the_video_network(
-    checkpoint, changes, kind, tmp_path
+    checkpoint, changes, eps, kind, tmp_path
 ):
     published = _of_plain_width(VIT.flat_checkpoint(checkpoint))
     safetensors.numpy.save_file(published, tmp_path / "model.safetensors")
@@ -397,6 +401,10 @@ def test_image_networks_of_hugging_face_begin_the_video_network(
     assert lines[:2] == [f"the file holds {kind}", "filled: the video network"]
     said = [line for line in lines if "config.model.video.activation='quick_gelu'" in line]
     assert len(said) == bool(changes), "of CLIPs no file tells it"
+    norms = f"such networks were trained with config.model.video.eps={eps} (here 1e-06)"
+    assert norms in lines
+    fitting = _config(OF_OTHERS, video__eps=eps, **changes)
+    assert norms not in _initialised(tmp_path / "model.safetensors", fitting)[1]
     with pytest.raises(UserError, match=r"config\.model\.video\.pre_norm=(True|False) \(here"):
         swapped = _config(OF_OTHERS, **({} if changes else CLIP))
         _initialised(tmp_path / "model.safetensors", swapped)

@@ -5,7 +5,6 @@ In float64. Images and videos take turns with one optimizer, as in the published
 
 from __future__ import annotations
 
-import functools
 import itertools
 import types
 
@@ -26,7 +25,8 @@ from frozen.loss import softmax_loss
 from frozen.model import FrozenModel
 
 PACK = golden_rules.Pack("frozen")
-TURNS = {"loss_small": ("image", "video", "image"), "loss_full": ("video",)}
+CASE = "loss_small"
+TURNS = ("image", "video", "image")
 
 
 def _widen(tree):
@@ -43,9 +43,9 @@ def _recorder():
     )
 
 
-def _config(case):
+def _config():
     config = frozen_base.get_config()
-    entries = PACK.manifest["checkpoints"][_weights(case)]["entries"]
+    entries = PACK.manifest["checkpoints"]["small"]["entries"]
     weights = {key.removeprefix("module."): shape for key, shape, *_ in entries}
     video, text = config.model.video, config.model.text
     video.patch = weights["video_model.patch_embed.proj.weight"][-1]
@@ -58,14 +58,9 @@ def _config(case):
     text.hidden = weights["text_model.transformer.layer.0.ffn.lin1.weight"][0]
     text.positions = weights["text_model.embeddings.position_embeddings.weight"][0]
     config.model.embedding_dim = weights["vid_proj.0.weight"][0]
-    if _weights(case) == "small":
-        video.heads = text.heads = 4
-    config.optimizer.learning_rate = PACK.case(case)["options"]["lr"] or 1.0
+    video.heads = text.heads = 4
+    config.optimizer.learning_rate = PACK.case(CASE)["options"]["lr"]
     return config, weights["text_model.embeddings.word_embeddings.weight"][0]
-
-
-def _weights(case):
-    return PACK.case(case)["checkpoint"]
 
 
 def _fill(model, published):
@@ -77,13 +72,13 @@ def _fill(model, published):
 
 
 class _Run:
-    """What the steps of a case gave."""
+    """What the steps gave."""
 
-    def __init__(self, case):
-        self.case, self.stored = case, PACK.stored(case)
-        config, pieces = _config(case)
+    def __init__(self):
+        self.stored = PACK.stored(CASE)
+        config, pieces = _config()
         model = nnx.eval_shape(lambda: FrozenModel(config.model, pieces, nnx.Rngs(0)))
-        _fill(model, PACK.flat_checkpoint(_weights(case)))
+        _fill(model, PACK.flat_checkpoint("small"))
         model.eval()  # no dropout; there is no batch norm
         self.graphdef = nnx.graphdef(model)
         method = types.SimpleNamespace(
@@ -96,13 +91,13 @@ class _Run:
         optimizer = optax.chain(_recorder(), adam)
         step = jax.jit(make_train_step(method, self.graphdef, optimizer, schedule, config))
         ids_BL = jnp.asarray(self.stored["input_ids"] * self.stored["attention_mask"], jnp.int32)
-        inputs = PACK.inputs(case)
+        inputs = PACK.inputs(CASE)
         start = state.TrainState(
             step=jnp.zeros((), jnp.int32), params=params, model_state=model_state,
             opt_state=optimizer.init(params), ema=None, finite=jnp.ones((), bool),
         )  # fmt: skip
         self.states, self.metrics = [start], []
-        for turn in TURNS[case]:
+        for turn in TURNS:
             video = jnp.asarray(inputs[turn], jnp.float64)
             after, measured = step(self.states[-1], {"video": video, "text": ids_BL})
             self.states.append(after)
@@ -113,14 +108,11 @@ class _Run:
         model = state.merge(self.graphdef, params, self.states[number].model_state)
         return checkpoint_layout.published_arrays(model)
 
-    def prefix(self, number):
-        return f"step{number}/" if "step0/loss" in self.stored else ""
 
-
-@functools.cache
-def run(case):
+@pytest.fixture(scope="module")
+def run():
     with golden_rules.x64():
-        return _Run(case)
+        return _Run()
 
 
 def _assert_rows(ours, stored, rtol):
@@ -133,37 +125,25 @@ def _rows(arrays, keys):
     return np.stack([golden_rules.row(arrays[key.removeprefix("module.")]) for key in keys])
 
 
-CASES = ["loss_small", pytest.param("loss_full", marks=pytest.mark.slow)]
+def test_losses_of_all_steps_are_the_published_ones(run):
+    for number, metrics in enumerate(run.metrics):
+        np.testing.assert_allclose(metrics["loss"], run.stored[f"step{number}/loss"], rtol=1e-8)
 
 
-@pytest.mark.parametrize("case", CASES)
-def test_losses_of_all_steps_are_the_published_ones(case):
-    of_case = run(case)
-    for number, metrics in enumerate(of_case.metrics):
-        stored = of_case.stored[f"{of_case.prefix(number)}loss"]
-        np.testing.assert_allclose(metrics["loss"], stored, rtol=1e-8)
+@pytest.mark.parametrize("number", [0, 1], ids=TURNS[:2])
+def test_the_gradient_of_every_parameter_is_the_published_one(run, number):
+    keys = run.stored[f"step{number}/grad_keys"]
+    gradients = run.published(run.states[number + 1].opt_state[0])
+    assert len(keys) == len(gradients)
+    _assert_rows(_rows(gradients, keys), run.stored[f"step{number}/grad_rows"], 1e-6)
+    np.testing.assert_allclose(
+        run.metrics[number]["gradient_norm"],
+        run.stored[f"step{number}/grad_global_norm"],
+        rtol=1e-7,
+    )
 
 
-@pytest.mark.parametrize("case", CASES)
-def test_the_gradient_of_every_parameter_is_the_published_one(case):
-    of_case = run(case)
-    for number in range(min(len(of_case.metrics), 2)):
-        prefix = of_case.prefix(number)
-        keys = of_case.stored[f"{prefix}grad_keys"]
-        gradients = of_case.states[number + 1].opt_state[0]
-        assert len(keys) == len(of_case.published(gradients))
-        ours = _rows(of_case.published(gradients), keys)
-        _assert_rows(ours, of_case.stored[f"{prefix}grad_rows"], 1e-6)
-        np.testing.assert_allclose(
-            of_case.metrics[number]["gradient_norm"],
-            of_case.stored[f"{prefix}grad_global_norm"],
-            rtol=1e-7,
-        )
-
-
-def test_three_alternating_steps_of_adamw_move_every_tensor_as_published():
-    of_case = run("loss_small")
-    first, last = (of_case.published(s.params) for s in (of_case.states[0], of_case.states[3]))
+def test_three_alternating_steps_of_adamw_move_every_tensor_as_published(run):
+    first, last = (run.published(s.params) for s in (run.states[0], run.states[3]))
     moved = {key: last[key] - first[key] for key in first}
-    keys = of_case.stored["delta3_keys"]
-    _assert_rows(_rows(moved, keys), of_case.stored["delta3_rows"], 5e-6)
+    _assert_rows(_rows(moved, run.stored["delta3_keys"]), run.stored["delta3_rows"], 5e-6)

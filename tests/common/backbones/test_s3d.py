@@ -28,6 +28,7 @@ _NARROW = {
     "mixed_4b": (4, 4, 8, 4, 12, 8),
     "mixed_5c": (4, 4, 8, 4, 4, 4),
 }
+_ONE = {"mixed_3b": _NARROW["mixed_3b"]}
 
 
 @functools.cache
@@ -39,9 +40,9 @@ def _abstract(*args, **options):
     return nnx.eval_shape(lambda: S3D(*args, **options, rngs=nnx.Rngs(0)))
 
 
-def _narrow(monkeypatch, **options):
+def _narrow(monkeypatch, blocks=_NARROW, **options):
     """A network of narrow blocks; its numbers are NumPy's, as initialisers take long to compile."""
-    monkeypatch.setattr(inception, "BLOCKS", _NARROW)
+    monkeypatch.setattr(inception, "BLOCKS", blocks)
     graphdef, variables = nnx.split(_abstract(**options))
     generator = np.random.default_rng(0)
 
@@ -98,8 +99,6 @@ def _joint_embedding(maps, checkpoint):
     [
         ("eval_plain_even", "float64", "folded"),
         ("eval_plain_odd", "float64", "joint"),
-        ("eval_plain_odd", "float32", "folded"),
-        ("eval_s2d_even", "float32", "joint"),
         ("eval_s2d_even", "float64", "joint"),
         ("eval_s2d_odd", "float64", "folded"),
     ],
@@ -121,21 +120,6 @@ def test_every_stage_is_the_published_one(case, dtype, convolution):
     assert golden_rules.error_of_max(pooled, stored["mixed_5c_pooled"]) < tolerance
     embedding = _joint_embedding(maps, checkpoint)
     assert golden_rules.error_of_max(embedding, stored["video_embedding"]) < tolerance
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("case", "stem"), [("plain", "plain"), ("s2d", "space_to_depth_torch")])
-def test_training_normalises_and_averages_as_published(case, stem):
-    stored = PACK.stored(f"train_{case}")
-    with golden_rules.x64():
-        video = PACK.inputs(f"train_{case}")["video"]
-        maps, model = _run(_loaded(case, stem=stem), video, "float64")
-        written = torch_layout.write(s3d_layout.layers_of(model, PREFIX[case]))
-    embedding = _joint_embedding(maps, case)
-    assert golden_rules.error_of_max(embedding, stored["train_video_embedding"]) < 1e-9
-    rows = np.stack([golden_rules.row(written[key]) for key in stored["bn_after_keys"]])
-    assert len(rows) == 2 * 76
-    np.testing.assert_allclose(rows, stored["bn_after_rows"], rtol=1e-9, atol=1e-12)
 
 
 def test_the_two_space_to_depth_stems_differ_in_training_only(monkeypatch):
@@ -203,7 +187,7 @@ def test_neither_convolution_nor_rematerialisation_changes_gradients_or_statisti
     with golden_rules.x64():
         video = jax.random.uniform(jax.random.key(1), (2, 4, 18, 22, 3), jnp.float64)
         plain, *others = (
-            jax.tree.leaves(_step(_narrow(monkeypatch, **options), video))
+            jax.tree.leaves(_step(_narrow(monkeypatch, _ONE, **options), video))
             for options in (
                 {"convolution": "folded"},
                 {"convolution": "joint"},
