@@ -29,7 +29,7 @@ demo-frozen: $(INSTALLED)  ## captioned videos through every part of Frozen in T
 	@$(BIN)/python -m frozen.demo --output=$(or $(OUTPUT),runs/demo_frozen) $(if $(VIDEOS),--videos='$(VIDEOS)') $(if $(NARRATIONS),--narrations='$(NARRATIONS)')
 
 test: $(INSTALLED)  ## every test
-	@$(BIN)/python -m pytest -q -n auto --dist loadfile --durations=15
+	@$(BIN)/python -m pytest -q -n auto --dist loadfile --no-loadscope-reorder --durations=15
 
 test-quick: $(INSTALLED)  ## the tests that take seconds
 	@$(BIN)/python -m pytest -q -n auto --dist loadfile -m "not slow"

@@ -52,7 +52,7 @@ setuptools.setup(
             "apache-beam>=2.60",
             "hypothesis>=6.100",
             "pytest>=8",
-            "pytest-xdist>=3.6",
+            "pytest-xdist>=3.7",
             "ruff>=0.9",
         ],
         "tpu": ["jax[tpu]>=0.10"],

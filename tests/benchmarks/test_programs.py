@@ -19,7 +19,7 @@ def printed(program, *arguments):
 
 @pytest.mark.slow
 def test_resume_prints_both_starts():
-    text = printed("resume")
+    text = printed("resume", "--config_file=configs/mil_nce_demo.py:smoke")
     for name in ("first start to first step", "restart to first new step"):
         assert float(re.search(rf"{name}: ([\d.]+) s", text)[1]) > 0
 
