@@ -13,12 +13,13 @@ import json
 import logging
 import os
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import google_crc32c
 import jax
 import orbax.checkpoint as ocp
+from orbax.checkpoint import checkpoint_managers as policies
 
 from common import config as config_lib
 from common import hosts
@@ -45,6 +46,7 @@ class Checkpoints:
         self._folder = self._workdir / FOLDER
         self._config = config
         self._saving: int | None = None  # a step whose save has not been seen to succeed
+        self._best: int | None = None  # a step that is kept, however old
         self._manager: ocp.CheckpointManager | None = None
 
     def restore(self, like: TrainState) -> TrainState | None:
@@ -73,8 +75,13 @@ class Checkpoints:
                 ) from error
         return None
 
-    def save(self, step: int, state: TrainState) -> None:
+    def save(self, step: int, state: TrainState, best: int | None = None) -> None:
         """Begins to save; returns as soon as the state has left the device.
+
+        Args:
+            step: of the state.
+            state: what is saved.
+            best: a step whose checkpoint is kept, however old it is.
 
         Raises:
             UserError: this save or the one before it failed.
@@ -83,7 +90,7 @@ class Checkpoints:
             if self._manager is None:
                 self._manager = self._open()
             self._manager.wait_until_finished()
-            self._saving = step
+            self._saving, self._best = step, best
             self._manager.save(
                 step,
                 args=ocp.args.Composite(
@@ -122,12 +129,18 @@ class Checkpoints:
         except Exception as error:
             raise self._failed(error) from error
 
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
+        """Tells Orbax, before it deletes old checkpoints, which of these is the best."""
+        return [entry.step == self._best for entry in checkpoints]
+
     def _open(self) -> ocp.CheckpointManager:
+        kept = [policies.LatestN(self._config.keep_checkpoints)]
+        if self._config.keep_every:
+            kept.append(policies.EveryNSteps(self._config.keep_every))
         return ocp.CheckpointManager(
             self._folder,
             options=ocp.CheckpointManagerOptions(
-                max_to_keep=self._config.keep_checkpoints,
-                keep_period=self._config.keep_every or None,
+                preservation_policy=policies.AnyPreservationPolicy([self, *kept]),
                 cleanup_tmp_directories=True,  # what a killed process had not finished
                 # Called when all files are written and before the rename that makes them count.
                 async_options=ocp.AsyncOptions(post_finalization_callback=self._write_digests),

@@ -24,7 +24,8 @@ FILE_NAME = "config.json"
 
 flags.disclaim_key_flags()  # --config shows in the --help of the tool that calls `define_flag`
 
-# Keys in which a resumed run may differ: they change neither what is computed nor in which order.
+# Keys in which a resumed run may differ: they change neither what is computed nor in which order,
+# only, in the case of the patience, for how long.
 # (Another mesh sums in another order; results agree within rounding, as docs and tests say.)
 HARMLESS = frozenset(
     {
@@ -39,12 +40,14 @@ HARMLESS = frozenset(
         "mesh.data",
         "mesh.fsdp",
         "mesh.rules",
+        "validation.patience",
     }
 )
 
 _POSITIVE = ("steps", "batch_size", "microbatches", "log_every", "checkpoint_every")
-_POSITIVE += ("keep_checkpoints", "data.block_size", "data.prefetch")
+_POSITIVE += ("keep_checkpoints", "data.block_size", "data.prefetch", "validation.every")
 _NOT_NEGATIVE = ("seed", "keep_every", "data.threads", "collapse_warning")
+_NOT_NEGATIVE += ("validation.examples", "validation.patience")
 _CHOICES = {
     "accumulation": ("mean", "cached"),
     "compute_dtype": ("auto", "float32", "bfloat16"),

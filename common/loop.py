@@ -13,8 +13,9 @@ Inside the loop the order is fixed:
 2. dispatch step s;
 3. read the metrics of step s - 1: the only place where the host waits for the devices;
 4. write them, and stop if they are not finite;
-5. save, where it is due (the metrics of step s are then read first, so that no state is saved whose
-   loss has not been seen).
+5. where it is due, validate and save (the metrics of step s are then read first, so that no state
+   is saved whose loss has not been seen). What is validated is always saved; `common.validation`
+   says when validations end the run.
 
 Signals: SIGTERM and SIGINT (Ctrl-C) let the step under way end, save and raise `Stopped`, which the
 entry point turns into exit status 128 + signal number: a run that has not reached its last step
@@ -46,6 +47,7 @@ from common import config as config_lib
 from common import curriculum as curriculum_lib
 from common import metrics as metrics_lib
 from common import state as state_lib
+from common import validation as validation_lib
 from common.data import pipeline
 from common.errors import UserError
 from common.method import Method
@@ -105,7 +107,10 @@ class Part:
 def train(
     method: Method, config: Any, workdir: str | os.PathLike[str], data: Data
 ) -> state_lib.TrainState:
-    """Trains from where ``workdir`` stands to step ``config.steps``; returns the last state.
+    """Trains from where ``workdir`` stands to its end; returns the last state.
+
+    The end is step ``config.steps``, or a validation after which ``config.validation.patience`` is
+    used up.
 
     Raises:
         UserError: the configuration cannot be, does not belong to the workdir, a save failed, or
@@ -143,9 +148,12 @@ def _train(course: Course, workdir: pathlib.Path, data: Sequence[Data]) -> state
     program = course.programs[0]
     state = checkpoints.restore(program.like)
     start = 0 if state is None else int(state.step)
-    if start >= config.steps:
-        _log.info("%s: all %d steps are done.", workdir, config.steps)
+    history = validation_lib.History(workdir, config.validation.patience, start)
+    if start >= config.steps or history.over:
+        done = history.why() if history.over else f"all {config.steps} steps are done."
+        _log.info("%s: %s", workdir, done)
         return state
+    validate = validation_lib.Validator(course.programs[-1], history)
     batches = pipeline.device_batches(
         curriculum_lib.batches(course.curriculum, data, start),
         program.batch_sharding,
@@ -156,7 +164,7 @@ def _train(course: Course, workdir: pathlib.Path, data: Sequence[Data]) -> state
         if state is None:
             state = program.start()
         course.compiled(start)  # while the first batches are being read
-        return _run(course, state, batches, checkpoints, workdir)
+        return _run(course, state, batches, checkpoints, validate, workdir)
     finally:
         batches.close()
         checkpoints.finish()
@@ -180,10 +188,11 @@ def _run(
     state: state_lib.TrainState,
     batches: Iterator[dict[str, Any]],
     checkpoints: checkpoint.Checkpoints,
+    validate: validation_lib.Validator,
     workdir: pathlib.Path,
 ) -> state_lib.TrainState:
     """The loop itself; its order is documented at the top of this file."""
-    config = course.config
+    config, history = course.config, validate.history
     start = int(state.step)
     peak = clock_lib.peak_flops(jax.devices()[0].device_kind)
     clock = clock_lib.Clock(config.steps - start, peak)
@@ -192,19 +201,25 @@ def _run(
         report = _Report(config, writer, clock, workdir)
 
         def save(number: int) -> None:
-            if pending:
-                with clock.time("device"):
-                    values = pending.read()
-                report(pending, values, state)
+            with clock.time("device"):
+                values, failure = pending.read(), None
+            with clock.time("evaluate"):
+                try:
+                    values |= validate(number, state)
+                except UserError as error:  # its data are at fault; what was trained is kept
+                    failure = error
+            report(pending, values, state)
             with clock.time("save"):
-                checkpoints.save(number, state)
+                checkpoints.save(number, state, history.best)
+            if failure:
+                raise failure
 
         for number in range(start + 1, config.steps + 1):
             try:
                 with clock.time("data"):
                     batch = next(batches)
             except UserError:  # the data are at fault; what was trained is kept
-                if number > start + 1:
+                if pending:
                     save(number - 1)
                 raise
             sample_ids = batch.pop(pipeline.SAMPLE_ID)
@@ -220,12 +235,14 @@ def _run(
             pending = _Pending(number, sample_ids, sorted(metrics), packed)
             checkpoints.check()
             last = number == config.steps or signals.received is not None
-            if last or number % config.checkpoint_every == 0:
+            if last or number % config.checkpoint_every == 0 or validate.due(number):
                 save(number)
                 pending = None
-            if last:
+            if last or history.over:
                 checkpoints.finish()
-                if signals.received is not None and number < config.steps:
+                if history.over:
+                    _log.info("%s: %s", workdir, history.why())
+                elif number < config.steps:
                     raise Stopped(signals.received, number)
                 return state
     raise AssertionError("a run ends at its last step")
@@ -255,7 +272,8 @@ class _Report:
         if not np.isfinite(values["loss"] + values["gradient_norm"]):
             self._writer.write(done.step, values)
             raise self._not_finite(done, values, state)
-        if done.step % self._config.log_every == 0 or done.step == self._config.steps:
+        logged = done.step % self._config.log_every == 0 or done.step == self._config.steps
+        if logged or validation_lib.LOSS in values:
             values |= self._clock.lap()
             self._writer.write(done.step, values)
             self._watch.see(done.step, values)
@@ -264,6 +282,8 @@ class _Report:
     def _line(self, step: int, values: Mapping[str, float]) -> str:
         """Returns the progress line."""
         parts = [f"step {step}/{self._config.steps}", f"loss {values['loss']:.4f}"]
+        if validation_lib.LOSS in values:
+            parts.append(f"validation loss {values[validation_lib.LOSS]:.4f}")
         if "time/step" in values:
             parts.append(f"{values['clips_per_second']:.1f} clips/s")
             for part in clock_lib.PARTS:

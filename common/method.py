@@ -130,7 +130,11 @@ class Method(Protocol):
         ...
 
     def embed(self, model: nnx.Module, inputs: Batch) -> Embeddings:
-        """Runs the networks in training mode; normalisation statistics in `model` are updated."""
+        """Runs the networks in the mode that `model` is in.
+
+        In training mode normalisation statistics in `model` are updated. Validation runs the same
+        in evaluation mode.
+        """
         ...
 
     def objective(self, embeddings: Embeddings) -> tuple[jax.Array, dict[str, jax.Array]]:

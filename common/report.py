@@ -42,7 +42,7 @@ figure { margin: 1.5em 0; } code { background: #f3f3f3; padding: .1em .3em; }
 """
 _FRAMES = 8  # of a clip that are shown
 _CURVES = (  # title, and the metrics whose names match
-    ("Loss", r"^loss"),
+    ("Loss", r"^(validation/)?loss"),
     ("Agreement of predictions with their targets, means aside", r"^agreement_"),
     ("Share of a batch that scores highest with its own", r"_top1$"),
     ("Score of what belongs together", r"^positive_score$"),
@@ -132,10 +132,11 @@ def _curves(rows: list[dict[str, float]]) -> str:
     """Draws what was logged over the steps."""
     from matplotlib.figure import Figure
 
+    logged = dict.fromkeys(name for row in rows for name in row)  # not every step is validated
     drawn = [
         (title, names)
         for title, pattern in _CURVES
-        if (names := [name for name in rows[-1] if re.search(pattern, name)])
+        if (names := [name for name in logged if re.search(pattern, name)])
     ]
     figure = Figure(figsize=(10, 3 * math.ceil(len(drawn) / 2)), layout="constrained")
     for place, (title, names) in enumerate(drawn):

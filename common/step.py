@@ -80,10 +80,10 @@ def make_train_step(
 
         zeros = jax.tree.map(jnp.zeros_like, state.params)
         (sums, model_state), (metrics, embeddings) = jax.lax.scan(
-            part, (zeros, state.model_state), _cut((batch, keys_B), parts)
+            part, (zeros, state.model_state), cut((batch, keys_B), parts)
         )
         means = {name: values_M.mean() for name, values_M in metrics.items()}
-        return jax.tree.map(lambda g: g / parts, sums), (model_state, means, _join(embeddings))
+        return jax.tree.map(lambda g: g / parts, sums), (model_state, means, join(embeddings))
 
     def accumulate_cached(
         state: TrainState, batch: Batch, keys_B: jax.Array
@@ -94,9 +94,9 @@ def make_train_step(
             embeddings, model_state = embed(state.params, model_state, *inputs)
             return model_state, embeddings
 
-        cut = _cut((batch, keys_B), parts)
-        model_state, embeddings = jax.lax.scan(forward, state.model_state, cut)
-        embeddings = _join(embeddings)
+        cut_batch = cut((batch, keys_B), parts)
+        model_state, embeddings = jax.lax.scan(forward, state.model_state, cut_batch)
+        embeddings = join(embeddings)
         (loss, metrics), pulls = jax.value_and_grad(method.objective, has_aux=True)(embeddings)
 
         def backward(sums: Tree, inputs: tuple[tuple[Batch, jax.Array], Embeddings]) -> Any:
@@ -108,7 +108,7 @@ def make_train_step(
             return jax.tree.map(jnp.add, sums, pull_back(pulls_of_part)[0]), None
 
         zeros = jax.tree.map(jnp.zeros_like, state.params)
-        gradients, _ = jax.lax.scan(backward, zeros, (cut, _cut(pulls, parts)))
+        gradients, _ = jax.lax.scan(backward, zeros, (cut_batch, cut(pulls, parts)))
         return gradients, (model_state, {**metrics, "loss": loss}, embeddings)
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
@@ -144,11 +144,11 @@ def make_train_step(
     return train_step
 
 
-def _cut(tree: Any, parts: int) -> Any:
+def cut(tree: Any, parts: int) -> Any:
     """Cuts the batch axis of every leaf: (B, ...) becomes (parts, B / parts, ...)."""
     return jax.tree.map(lambda x: jnp.moveaxis(x.reshape(-1, parts, *x.shape[1:]), 1, 0), tree)
 
 
-def _join(tree: Any) -> Any:
-    """The inverse of `_cut`."""
+def join(tree: Any) -> Any:
+    """The inverse of `cut`."""
     return jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1).reshape(-1, *x.shape[2:]), tree)

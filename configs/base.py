@@ -75,9 +75,16 @@ def get_config() -> ConfigDict:
     # "PATTERN=AXIS": parameters whose path matches are split over "fsdp" along that axis.
     mesh.rules = ()
 
+    # Validation while training; see common/validation.py.
+    config.validation = validation = ConfigDict()
+    validation.data = ""  # clips held out, a source as data.train is; empty: nothing is validated
+    validation.every = 1000  # steps between validations, each of which saves a checkpoint
+    validation.examples = 0  # clips, in whole batches, the same ones every time; 0: all there are
+    validation.patience = 0  # >0: so many in a row that do not lower the loss end the run
+
     config.log_every = 10  # steps between written metrics and progress lines
     config.checkpoint_every = 1000  # steps between saves
-    config.keep_checkpoints = 3  # newest checkpoints kept
+    config.keep_checkpoints = 3  # newest checkpoints kept, beside the best that was validated
     config.keep_every = 0  # >0: checkpoints at multiples of this are never deleted
     config.collapse_warning = (
         0.1  # warn when embeddings use less than this share of their dimensions

@@ -73,6 +73,7 @@ def smoke(config: ConfigDict) -> ConfigDict:
     config.compute_dtype = "float32"
     config.log_every = 1
     config.checkpoint_every = 2
+    config.validation.patience = 0
     config.optimizer.warmup_steps = min(config.optimizer.warmup_steps, 1)
     model = config.model
     model.embedding_dim = 16

@@ -21,6 +21,7 @@ pytestmark = pytest.mark.slow
 
 STEPS = 12
 EVERY = 2
+VALIDATED = 3
 
 
 def process(workdir, *changes: str, devices: int = 1) -> subprocess.CompletedProcess[str]:
@@ -32,15 +33,24 @@ def process(workdir, *changes: str, devices: int = 1) -> subprocess.CompletedPro
         "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}",
     }
     command = [sys.executable, toy_method.__file__, str(workdir), f"steps={STEPS}"]
-    command += [f"checkpoint_every={EVERY}", *changes]
+    command += [f"checkpoint_every={EVERY}", 'validation.data="fake"']
+    command += [f"validation.every={VALIDATED}", *changes]
     return subprocess.run(command, env=environment, capture_output=True, text=True)
+
+
+def configuration():
+    return get_config(
+        steps=STEPS,
+        checkpoint_every=EVERY,
+        validation__data="fake",
+        validation__every=VALIDATED,
+    )
 
 
 @pytest.fixture(scope="module")
 def whole_run(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("whole")
-    config = get_config(steps=STEPS, checkpoint_every=EVERY)
-    return workdir, loop.train(Toy(), config, workdir, ToyData())
+    return workdir, loop.train(Toy(), configuration(), workdir, ToyData())
 
 
 def test_a_run_killed_again_and_again_continues_bit_identically(whole_run, tmp_path):
@@ -53,6 +63,7 @@ def test_a_run_killed_again_and_again_continues_bit_identically(whole_run, tmp_p
     result = process(tmp_path)
     assert result.returncode == 0, result.stderr
     assert losses(tmp_path) == losses(workdir)
+    assert sum("validation/loss" in values for values in losses(tmp_path).values()) == 4
     step, tree = checkpoint.read(tmp_path)
     assert step == STEPS
     for field in ("params", "model_state"):
@@ -68,8 +79,7 @@ def test_a_run_begun_on_eight_devices_ends_on_one_with_the_same_losses(whole_run
     assert "{'data': 4, 'fsdp': 2}" in result.stderr and "-, fsdp" in result.stderr
     stopped = checkpoint.steps(tmp_path / "checkpoints")[-1]
     assert 0 < stopped < STEPS and max(losses(tmp_path)) == stopped
-    config = get_config(steps=STEPS, checkpoint_every=EVERY)
-    resumed = loop.train(Toy(), config, tmp_path, ToyData())
+    resumed = loop.train(Toy(), configuration(), tmp_path, ToyData())
     for step, values in losses(workdir).items():
         for name, value in losses(tmp_path)[step].items():
             assert value == pytest.approx(values[name], rel=1e-4, abs=1e-6), (step, name)

@@ -54,7 +54,8 @@ def start(folder, workdir, *changes: str) -> subprocess.Popen[str]:
     command = [
         sys.executable, "-m", "common.train", "--config=configs/brave_demo.py:smoke",
         f"--workdir={workdir}", f"--config.data.train={folder / 'records'}",
-        f"--config.steps={STEPS}", *changes,
+        f"--config.steps={STEPS}", f"--config.validation.data={folder / 'records'}",
+        "--config.validation.every=4", *changes,
     ]  # fmt: skip
     environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XDG_CACHE_HOME": str(folder / "cache")}
     return subprocess.Popen(
@@ -88,3 +89,5 @@ def test_training_killed_in_the_middle_continues_bit_identically(folder, tmp_pat
     assert run.returncode == 0, errors
     assert losses(killed) == losses(whole)
     assert same_bits(checkpoint.read(killed)[1], checkpoint.read(whole)[1])
+    validated = [step for step in losses(whole) if "validation/loss" in losses(whole)[step]]
+    assert validated == [4, 8]

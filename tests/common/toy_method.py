@@ -18,7 +18,7 @@ import numpy as np
 from flax import nnx
 
 from common import config as config_lib
-from common import launch, loop
+from common import launch, loop, validation
 from common.data.pipeline import SAMPLE_ID
 from common.errors import UserError
 from common.program import Program, build
@@ -120,6 +120,7 @@ def compile_once(monkeypatch):
     """Lets runs of one configuration in this process share what they compile."""
     monkeypatch.setattr(loop, "build", _build)
     monkeypatch.setattr(Program, "compile", _compile)
+    monkeypatch.setattr(validation, "make_validation_step", _make_validation_step)
 
 
 def _key(config):
@@ -137,6 +138,12 @@ def _compile(program, compile=Program.compile, compiled={}):  # noqa: B006, a ca
     if _key(program.config) not in compiled:
         compiled[_key(program.config)] = compile(program)
     return compiled[_key(program.config)]
+
+
+def _make_validation_step(method, config, make=validation.make_validation_step, made={}):  # noqa: B006
+    if _key(config) not in made:
+        made[_key(config)] = make(method, config)
+    return made[_key(config)]
 
 
 def losses(workdir):
