@@ -84,6 +84,7 @@ class TextInput:
     max_words: int
     tokenise: Callable[[Sequence[str]], np.ndarray]  # sentences to token ids; raises UserError
     words: Callable[[np.ndarray], list[str]]  # rows of token ids to the sentences they stand for
+    known: Callable[[np.ndarray], np.ndarray]  # rows of ids to whether any word is known, bool
 
 
 @dataclasses.dataclass(frozen=True)

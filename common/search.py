@@ -42,12 +42,13 @@ def main(argv: list[str]) -> None:
     bundle = load_bundle(FLAGS.bundle)
     video, text = zero_shot.shared_encoders(bundle.model)
     paths, features_ND = _read_index(FLAGS.index, bundle, video)
-    words = bundle.encoders[text].inputs.tokenise(texts)
+    inputs = bundle.encoders[text].inputs
+    known_Q = inputs.known(inputs.tokenise(texts))
     similarity = bundle.encoders[video].similarity
     scores_QN = zero_shot.scores(bundle.embed_texts(texts), features_ND, similarity)
-    for query, ids_W, scores_N in zip(texts, words, scores_QN, strict=True):
+    for query, known, scores_N in zip(texts, known_Q, scores_QN, strict=True):
         print(f"\n{query}")
-        if not ids_W.any():
+        if not known:
             print("  (has no word that the text encoder knows: the order says nothing)")
         for place in scores_N.argsort(kind="stable")[::-1][: FLAGS.top]:
             print(f"  {scores_N[place]:9.3f}  {paths[place]}")

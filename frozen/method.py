@@ -117,6 +117,9 @@ class Frozen:
         def words(ids_NL: np.ndarray) -> list[str]:
             return self.views.pieces.sentences(ids_NL)
 
+        def known(ids_NL: np.ndarray) -> np.ndarray:
+            return self.views.pieces.known(ids_NL)
+
         return {
             "video": Encoder(
                 frames,
@@ -131,7 +134,7 @@ class Frozen:
                 similarity="cosine",
             ),
             "text": Encoder(
-                TextInput(model.text.evaluation_pieces, tokenise, words),
+                TextInput(model.text.evaluation_pieces, tokenise, words, known),
                 model.embedding_dim,
                 lambda model, ids_BL: model.embed_text(ids_BL),
                 space=SPACE,

@@ -122,6 +122,9 @@ class MilNce:
         def words(ids_NW: np.ndarray) -> list[str]:
             return self.views.vocabulary.sentences(ids_NW)
 
+        def known(ids_NW: np.ndarray) -> np.ndarray:
+            return self.views.vocabulary.known(ids_NW)
+
         return {
             "video": Encoder(
                 frames,
@@ -135,7 +138,7 @@ class MilNce:
                 space=SPACE,
             ),
             "text": Encoder(
-                TextInput(model.text.evaluation_words, tokenise, words),
+                TextInput(model.text.evaluation_words, tokenise, words, known),
                 model.embedding_dim,
                 lambda model, ids_BW: model.embed_text(ids_BW),
                 space=SPACE,

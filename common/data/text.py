@@ -75,6 +75,10 @@ class Vocabulary:
         """Returns the words that rows of ids stand for; "" for padding alone."""
         return [" ".join(self.words[place - 1] for place in row if place) for row in ids_NW]
 
+    def known(self, ids_NW: np.ndarray) -> np.ndarray:
+        """Returns which rows of ids have a word, bool (N,): unknown words have no ids."""
+        return (ids_NW != PADDING).any(axis=1)
+
     @classmethod
     def count(
         cls,

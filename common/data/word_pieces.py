@@ -59,6 +59,7 @@ class WordPieces:
         ids = {piece: place for place, piece in enumerate(self.pieces)}
         _check(self.pieces, ids, source)
         self._start, self._end = ids[START], ids[END]
+        self._saying_nothing = [PADDING, self._start, self._end, ids[UNKNOWN]]
         self._tokenizer = _bert(models.WordPiece(
             ids, unk_token=UNKNOWN, max_input_chars_per_word=_LONGEST_WORD
         ))  # fmt: skip
@@ -100,6 +101,10 @@ class WordPieces:
         silent = {PADDING, self._start, self._end}
         rows = ([self.pieces[place] for place in row if place not in silent] for row in ids_NW)
         return [" ".join(row).replace(f" {_INNER}", "") for row in rows]
+
+    def known(self, ids_NW: np.ndarray) -> np.ndarray:
+        """Returns which rows of ids have a piece that is not [UNK], bool (N,)."""
+        return ~np.isin(ids_NW, self._saying_nothing).all(axis=1)
 
     @classmethod
     def read(cls, path: str | os.PathLike) -> WordPieces:

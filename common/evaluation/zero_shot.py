@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from common.data.text import PADDING
 from common.errors import UserError
 from common.evaluation import captioned, retrieval, tie_rules
 from common.evaluation.captioned import Captioned
@@ -114,7 +113,7 @@ def embed(
         "left_out": [
             {"clip": clips[number].record, "reason": why} for number, why in unreadable.items()
         ],
-        "captions_without_known_words": int((ids_QW == PADDING).all(axis=1).sum()),
+        "captions_without_known_words": int((~encoder.inputs.known(ids_QW)).sum()),
     }
     return Embedded(
         clips_MD=_means(found),

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from common.data import records
-from common.data.text import PADDING
 from common.errors import UserError
 from common.evaluation import captioned, reading, step_localisation, zero_shot
 from common.evaluation.embedding import Embedder
@@ -204,7 +203,7 @@ def evaluate(
         "left_out": [
             {"task": task, "video": video, "reason": why} for (task, video), why in left_out.items()
         ],
-        "texts_without_known_words": int((ids_QW == PADDING).all(axis=1).sum()),
+        "texts_without_known_words": int((~encoder.inputs.known(ids_QW)).sum()),
         "places": [
             {"task": task, "video": video, "seconds": step_localisation.assign(s).tolist()}
             for (task, video), s in scores.items()

@@ -98,6 +98,7 @@ def test_encoders_say_what_they_take_and_give_and_which_share_a_space(tmp_path):
     ids_BL = text.inputs.tokenise(["Ball ball"])
     assert ids_BL.tolist() == [[2, 4, 4, 3, 0, 0, 0, 0]], "not cut as in training"
     assert text.inputs.words(ids_BL) == ["ball ball"]
+    assert text.inputs.known(text.inputs.tokenise(["a ball", "cats"])).tolist() == [True, False]
     model = nnx.eval_shape(lambda: method.build(nnx.Rngs(0)))
     assert model.text.words.shape[0] == 5
     for encoder in (video, joint):

@@ -36,6 +36,7 @@ def test_ids_are_turned_back_into_the_words_that_were_known():
     vocabulary = Vocabulary(["dog", "a", "runs"])
     ids_NW = vocabulary.ids(["A dog, it runs", "xyzzy", "runs runs a dog"], 3, lower=True)
     assert vocabulary.sentences(ids_NW) == ["a dog runs", "", "runs runs a"]
+    assert vocabulary.known(ids_NW).tolist() == [True, False, True]
 
 
 @settings(max_examples=50, deadline=None)

@@ -70,6 +70,13 @@ def test_ids_are_turned_back_into_words():
     assert pieces.sentences(pieces.ids(["A dog RUNS. xyzzy", ""], 9)) == ["a dog runs . [UNK]", ""]
 
 
+def test_a_sentence_says_nothing_where_all_of_its_pieces_are_unknown():
+    pieces = WordPieces(TINY)
+    said = {"a dog": True, "xyzzy dog": True, ".": True, "xyzzy": False, "xy zzy": False, "": False}
+    assert pieces.known(pieces.ids(list(said), 5)).tolist() == list(said.values())
+    assert pieces.known(pieces.ids(["xyzzy dog"], 3)).tolist() == [False], "the dog is cut off"
+
+
 @settings(max_examples=60, deadline=None)
 @given(sentence=st.text(max_size=40), max_words=st.integers(2, 12))
 def test_any_text_gives_a_row_that_begins_ends_and_says_the_same_again(sentence, max_words):

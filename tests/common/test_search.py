@@ -1,0 +1,37 @@
+"""A search says of a text when no word of it is known, whatever the text encoder reads."""
+
+import types
+
+import numpy as np
+import tiny_brave
+from tool_flags import tool_flags
+
+from common import search
+from configs import frozen_base
+
+
+def test_a_text_of_which_all_word_pieces_are_unknown_is_named(tmp_path, capsys, monkeypatch):
+    pieces = tmp_path / "pieces.txt"
+    pieces.write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\nball\n##s\n")
+    config = frozen_base.smoke(frozen_base.get_config())
+    config.model.text.pieces = str(pieces)
+    model = tiny_brave.loaded(config.lock())
+    dim = model.encoder("text").dim
+    bundle = types.SimpleNamespace(  # nothing is embedded here, so nothing is compiled
+        model=model,
+        encoders=model.method.encoders,
+        embed_texts=lambda texts: np.ones((len(texts), dim), np.float32),
+        path="bundle",
+    )
+    monkeypatch.setattr("common.weights.load_bundle", lambda _: bundle)
+    np.savez(
+        tmp_path / "index.npz",
+        features=np.ones((1, dim), np.float32),
+        paths=np.array(["one.mp4"]),
+        encoder="video_joint",
+    )
+    with tool_flags(search, "--bundle=bundle", f"--index={tmp_path / 'index.npz'}"):
+        search.main(["search", "a ball", "xyzzy plugh", "balls"])
+    known, unknown, inner = capsys.readouterr().out.strip().split("\n\n")
+    assert "no word that the text encoder knows" in unknown
+    assert "knows" not in known + inner
