@@ -136,13 +136,14 @@ def read(
         UserError: no ViT of a known kind is in the file, or one that does not fit the network.
     """
     names, prefix = _kind(published, source)
-    tensors = _joined(published, names)
+    tensors = _joined(published, names, source)
     in_time = f"{prefix}temporal_embed" in tensors
     layers = list(_layers(network, names, prefix, in_time))
     if network.pre_norm is not None:  # such networks have no bias here
         bias_D = np.zeros(network.num_features, np.float32)
         tensors.setdefault(f"{prefix}{names.patches}.bias", bias_D)
     _check_parts(network, names, prefix, tensors, layers, source)
+    _check_tables(names, prefix, in_time, tensors, source)
     _fit_positions(network, prefix + names.positions, tensors, source)
     if in_time:
         times = tensors[f"{prefix}temporal_embed"]
@@ -237,8 +238,12 @@ def _kind(published: Published, source: str) -> tuple[_Names, str]:
     )
 
 
-def _joined(published: Published, names: _Names) -> dict[str, np.ndarray]:
-    """The file, with queries, keys and values that it keeps apart one below the other."""
+def _joined(published: Published, names: _Names, source: str) -> dict[str, np.ndarray]:
+    """The file, with queries, keys and values that it keeps apart one below the other.
+
+    Raises:
+        UserError: they are of shapes that cannot be put together.
+    """
     tensors = dict(published)
     before, brace, after = names.parts[1].partition("{")
     if not brace:
@@ -248,6 +253,12 @@ def _joined(published: Published, names: _Names) -> dict[str, np.ndarray]:
         path, found, leaf = key.rpartition(f"{before}{parts[0]}.")
         apart = [f"{path}{before}{part}.{leaf}" for part in parts]
         if found and all(k in tensors for k in apart):
+            shapes = [np.shape(tensors[k]) for k in apart]
+            if not shapes[0] or len(set(shapes)) > 1:
+                raise UserError(
+                    f"{source}: {', '.join(apart)} have the shapes "
+                    f"{', '.join(map(str, shapes))}; these must be equal, and of one or two axes."
+                )
             joint = np.concatenate([tensors.pop(k) for k in apart])
             tensors[f"{path}{names.parts[1]}.{leaf}"] = joint
     return tensors
@@ -291,14 +302,36 @@ def _check_parts(
         )
 
 
+def _check_tables(
+    names: _Names, prefix: str, in_time: bool, tensors: Published, source: str
+) -> None:
+    """Raises `UserError` where class token or positions have other axes than they are used with."""
+    led = (1,) * names.leading
+    tables = [
+        (names.class_token, 2 * led, 1, "the width of the network, of one token"),
+        (names.positions, led, 2, "a row for the class token and for each patch, and the width"),
+    ]
+    if in_time:
+        tables.append(("temporal_embed", (1,), 2, "a row for each frame, and the width"))
+    for name, leading, axes, what in tables:
+        shape = np.shape(tensors[prefix + name])
+        ahead, rest = shape[: len(leading)], shape[len(leading) :]
+        if ahead != leading or len(rest) != axes or 0 in rest:
+            ones = f"{len(leading)} of length one and then " if leading else ""
+            raise UserError(
+                f"{source}: {prefix}{name} has shape {shape}; it must have {len(leading) + axes} "
+                f"axes, {ones}{what}, none of them empty."
+            )
+
+
 def _fit_positions(
     network: SpaceTimeTransformer, key: str, tensors: dict[str, np.ndarray], source: str
 ) -> None:
     """Interpolates positions of another square of patches than the network's."""
-    if tensors[key].shape[-2] == len(network.positions):
-        return
     *leading, rows, width = tensors[key].shape
-    if math.isqrt(rows - 1) ** 2 != rows - 1:
+    if rows == len(network.positions) or width != network.num_features:
+        return  # another width is refused later, with the shape that the file has
+    if rows < 2 or math.isqrt(rows - 1) ** 2 != rows - 1:
         raise UserError(
             f"{source}: {key} has {rows} rows, which is not one and a square of patches; only such "
             "positions can be interpolated."

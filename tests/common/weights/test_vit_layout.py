@@ -8,6 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 
 from common.backbones.space_time_transformer import SpaceTimeTransformer, resize_positions
 from common.errors import UserError
@@ -34,6 +36,10 @@ def _frozen():
 
 def _hugging_face():
     return dict(VIT.flat_checkpoint("hf_vit"))
+
+
+def _clip():
+    return dict(VIT.flat_checkpoint("hf_clip"))
 
 
 def _openai(hugging_face):
@@ -207,7 +213,7 @@ def test_a_file_of_another_resolution_is_read():
         (SMALL | CLIP, _frozen, lambda f: None, "does not normalise tokens.*pre_norm=False"),
         (
             OTHER,
-            lambda: dict(VIT.flat_checkpoint("hf_clip")),
+            _clip,
             lambda f: None,
             "normalises tokens before the first block.*pre_norm=True",
         ),
@@ -239,6 +245,65 @@ def test_a_file_of_another_network_is_refused_before_anything_changes(
     with pytest.raises(UserError, match=message):
         vit_layout.read(model, published, "small")
     assert isinstance(model.class_D.get_value(), jax.ShapeDtypeStruct)
+
+
+SHAPES = st.lists(st.sampled_from([0, 1, 2, 4, 5, 17, 64]), max_size=4).map(tuple)
+
+
+@pytest.mark.parametrize(
+    ("file", "options", "key"),
+    [
+        (_frozen, SMALL, "video_model.cls_token"),
+        (_frozen, SMALL, "video_model.pos_embed"),
+        (_frozen, SMALL, "video_model.temporal_embed"),
+        (_clip, OTHER | CLIP, "embeddings.class_embedding"),
+        (_clip, OTHER | CLIP, "embeddings.position_embedding.weight"),
+        (_hugging_face, OTHER, "vit.encoder.layer.1.attention.attention.key.bias"),
+    ],
+)
+def test_tables_of_any_shape_are_read_or_refused_by_name(file, options, key):
+    model, published = _abstract(**options), file()
+    (key,) = [known for known in published if known.endswith(key)]
+    right = np.shape(published[key])
+
+    @settings(max_examples=40, deadline=None)
+    @given(shape=SHAPES)
+    @example(shape=())
+    @example(shape=right[:-1])
+    @example(shape=(*right, 1))
+    @example(shape=(*right[:-1], 0))
+    @example(shape=(*right[:-2], 0, right[-1]))
+    @example(shape=(*right[:-2], 1, right[-1]))
+    @example(shape=(*right[:-2], 5, right[-1] + 1))
+    def try_shape(shape):
+        published[key] = np.zeros(shape, np.float32)
+        try:
+            vit_layout.read(model, published, "the file")
+        except UserError as error:
+            assert "the file: " in str(error) and key in str(error).replace(
+                "{query,key,value}", "key"
+            )
+        else:
+            assert len(shape) == len(right) and shape[-1] == right[-1]
+
+    try_shape()
+
+
+@pytest.mark.parametrize(
+    ("key", "shape", "message"),
+    [
+        ("cls_token", (64,), r"\(64,\); it must have 3 axes, 2 of length one and then the width"),
+        ("pos_embed", (17, 64), r"\(17, 64\); it must have 3 axes, 1 of length one and then a row"),
+        ("pos_embed", (1, 0, 64), r"\(1, 0, 64\); .*none of them empty"),
+        ("pos_embed", (1, 1, 64), "1 rows, which is not one and a square of patches"),
+        ("temporal_embed", (4, 64), r"\(4, 64\); .* then a row for each frame"),
+        ("temporal_embed", (1, 0, 64), "none of them empty"),
+    ],
+)
+def test_what_is_wrong_with_a_table_is_said_with_what_it_must_be(key, shape, message):
+    published = _frozen() | {f"video_model.{key}": np.zeros(shape, np.float32)}
+    with pytest.raises(UserError, match=rf"the file: video_model\.{key} has .*{message}"):
+        vit_layout.read(_abstract(**SMALL), published, "the file")
 
 
 def test_an_unknown_way_to_fit_frames_is_refused_with_those_there_are():
