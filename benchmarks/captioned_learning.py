@@ -68,7 +68,7 @@ def define_flags() -> None:
     """Defines the command line."""
     flags.DEFINE_enum("data", "emoji", ["emoji", "playground"], "what is learned from")
     flags.DEFINE_integer("seeds", 3, "independent runs", 1)
-    flags.DEFINE_integer("steps", 800, "training steps", 1)
+    flags.DEFINE_integer("steps", 600, "training steps", 1)
     flags.DEFINE_bool("smoke", False, "tiny networks, to see whether everything runs")
     flags.DEFINE_integer("train", 1500, "playground: clips to learn from", 1)
     flags.DEFINE_integer("test", 400, "playground: clips held out", 1)

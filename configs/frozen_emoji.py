@@ -18,14 +18,14 @@ from configs import frozen_base
 def get_config(variant: str = "") -> ConfigDict:
     """Returns the config; "minilm" has MiniLM's text network, "smoke" runs on made-up data."""
     config = frozen_base.get_config()
-    config.steps = 800
+    config.steps = 600
     config.batch_size = 64
     config.compute_dtype = "float32"
 
     model = config.model
     model.embedding_dim = 128
     model.colours = "half"
-    model.video.size = model.video.grid_size = model.video.resize = 48
+    model.video.size = model.video.grid_size = model.video.resize = 32
     model.video.patch = 8
     model.video.width, model.video.depth, model.video.heads = 128, 4, 4
     model.video.time_start = "attending"
@@ -38,7 +38,7 @@ def get_config(variant: str = "") -> ConfigDict:
 
     config.optimizer.learning_rate = 1e-3
     config.optimizer.schedule = "cosine"
-    config.optimizer.warmup_steps = 80
+    config.optimizer.warmup_steps = 60
     config.optimizer.final_fraction = 0.05
     config.optimizer.weight_decay = 0.05
     config.optimizer.adamw_compat = "intended"
@@ -46,6 +46,6 @@ def get_config(variant: str = "") -> ConfigDict:
     if variant == "minilm":  # what is trained already moves less
         config.optimizer.lr_multipliers = ("text/.*=0.1",)
     config.log_every = 20
-    config.checkpoint_every = 400
+    config.checkpoint_every = 300
     config.keep_checkpoints = 1
     return frozen_base.variant_of(config, variant, own=("minilm",))
