@@ -5,17 +5,21 @@ Local paths go without TensorFlow: importing it costs seconds that small tools d
 
 from __future__ import annotations
 
+import functools
 import os
 import pathlib
 import sys
 import tempfile
+import weakref
 from typing import Any
 
 from common.errors import UserError
 
+_KEPT_OPEN = 256  # files; systems allow a process 1,024 unless told otherwise
+
 
 class File:
-    """One open file that is read at given offsets.
+    """One open file that is read at given offsets; it is closed when nothing refers to it.
 
     Raises:
         UserError: it cannot be opened.
@@ -25,12 +29,14 @@ class File:
         self.path = os.fspath(path)
         self.remote = is_remote(self.path)
         try:
-            self.size = size(path)
-            self._file: Any = (
-                gfile(self.path).GFile(self.path, "rb")
-                if self.remote
-                else os.open(self.path, os.O_RDONLY)
-            )
+            if self.remote:
+                self.size = size(path)
+                self._file: Any = gfile(self.path).GFile(self.path, "rb")
+                self._close = weakref.finalize(self, self._file.close)
+            else:
+                self._file = os.open(self.path, os.O_RDONLY)
+                self._close = weakref.finalize(self, os.close, self._file)
+                self.size = os.fstat(self._file).st_size
         except errors() as error:
             raise UserError(f"{self.path} cannot be read: {error}") from error
 
@@ -45,10 +51,19 @@ class File:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self.remote:
-            self._file.close()
-        else:
-            os.close(self._file)
+        self._close()
+
+
+@functools.lru_cache(maxsize=_KEPT_OPEN)
+def kept_open(path: str, reader: int) -> File:
+    """Returns an open local file, the same one for the same reader while it is asked for often.
+
+    Threads may share it. It is closed once the cache and everybody else has let go of it.
+
+    Raises:
+        UserError: it cannot be opened.
+    """
+    return File(path)
 
 
 def write_whole(path: str, data: bytes) -> None:

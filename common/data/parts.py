@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 CONTEXT, FRAME, FLOW, SOUND = range(4)  # kinds of parts
 _LISTS = {records.IMAGE: FRAME, records.FLOW: FLOW}
+_MODALITIES = {"audio": SOUND, "flow": FLOW, "frames": FRAME}
+_KEYS = {FRAME: records.IMAGE, FLOW: records.FLOW, SOUND: records.WAVEFORM}
 _LENGTH_DELIMITED = 2
 
 
@@ -135,8 +137,10 @@ def load(
     """
     from common.tf import tf
 
-    def head(source: np.ndarray, number: np.ndarray) -> tuple[bytes, np.ndarray]:
-        return _read_head(record_sets[source], int(number), modalities)
+    kinds = [kind for modality, kind in _MODALITIES.items() if modality in modalities]
+
+    def head(source: np.ndarray, number: np.ndarray) -> tuple[bytes, *tuple[np.ndarray, ...]]:
+        return _read_head(record_sets[source], int(number), kinds)
 
     def taken(source: np.ndarray, number: np.ndarray, part_R4: np.ndarray) -> np.ndarray:
         found = record_sets[source].read_parts(int(number), part_R4)
@@ -146,14 +150,14 @@ def load(
         return np.frombuffer(record_sets[source].read_parts(int(number), part_R4)[0], "<f4")
 
     at = [source, number]
-    context, part_P4 = tf.numpy_function(head, at, [tf.string, tf.int64], stateful=False)
+    types = [tf.string, *(tf.int64 for _ in kinds)]
+    context, *tables = tf.numpy_function(head, at, types, stateful=False)
     context = tf.ensure_shape(context, ())
-    part_P4 = tf.ensure_shape(part_P4, (None, 4))
-    small = set(modalities) & {"labels", "captions"}
-    record = dict(records.parse(context, small, default_frame_rate, default_audio_rate))
-
-    def stored(kind: int) -> tf.Tensor:
-        return tf.boolean_mask(part_P4, part_P4[:, 0] == kind)
+    rates = (default_frame_rate, default_audio_rate)
+    record = dict(records.parse_context(context, modalities, *rates))
+    stored = {
+        kind: tf.ensure_shape(table, (None, 4)) for kind, table in zip(kinds, tables, strict=True)
+    }
 
     def frames(part_T4: tf.Tensor) -> StoredFrames:
         def read(index_T: tf.Tensor) -> tf.Tensor:
@@ -163,28 +167,23 @@ def load(
         return StoredFrames(tf.shape(part_T4, tf.int64)[0], read)
 
     if "frames" in modalities:
-        record["frames"] = frames(stored(FRAME))
+        record["frames"] = frames(stored[FRAME])
     if "flow" in modalities:
-        record["flow"] = frames(stored(FLOW))
+        record["flow"] = frames(stored[FLOW])
     if "audio" in modalities:
-        rate = tf.io.FixedLenFeature((), tf.float32, float(default_audio_rate))
-        said, _ = tf.io.parse_single_sequence_example(context, {records.AUDIO_RATE: rate}, {})
-        record["audio_rate"] = said[records.AUDIO_RATE]
-        record["waveform"] = StoredSound(sound, (*at, stored(SOUND)))
+        record["waveform"] = StoredSound(sound, (*at, stored[SOUND]))
     return record
 
 
 def _read_head(
-    record_set: RecordSet, number: int, modalities: Collection[str]
-) -> tuple[bytes, np.ndarray]:
-    """Returns the context and the table of parts of a record that has what is asked for."""
+    record_set: RecordSet, number: int, kinds: Collection[int]
+) -> tuple[bytes, *tuple[np.ndarray, ...]]:
+    """Returns the context of a record and where its parts of each kind lie, int64 (K, 4) each."""
     part_P4 = record_set.parts(number)
-    kinds = part_P4[:, 0]
-    needed = {"frames": FRAME, "flow": FLOW, "audio": SOUND}
-    keys = {"frames": records.IMAGE, "flow": records.FLOW, "audio": records.WAVEFORM}
-    for modality in sorted(set(modalities) & needed.keys()):
-        part_K4 = part_P4[kinds == needed[modality]]
+    kind_P = part_P4[:, 0]
+    tables = [part_P4[kind_P == kind] for kind in kinds]
+    for kind, part_K4 in zip(kinds, tables, strict=True):
         if not part_K4[:, 2].any():
-            raise record_set.bad(number, f"the record has no values in {keys[modality]}")
-    (context,) = record_set.read_parts(number, part_P4[kinds == CONTEXT])
-    return context, part_P4
+            raise record_set.bad(number, f"the record has no values in {_KEYS[kind]}")
+    (context,) = record_set.read_parts(number, part_P4[kind_P == CONTEXT])
+    return context, *tables

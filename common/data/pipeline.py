@@ -18,11 +18,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from common.data import fake, parts, sources
+from common.data import fake, parts, sources, stream
 from common.data.order import Order
 from common.data.prefetch import SAMPLE_ID, DeviceBatches
 from common.data.records import deserialize
 from common.data.shards import BadRecord, RecordSet
+from common.data.stream import Stream, unreadable
 from common.errors import UserError
 
 if TYPE_CHECKING:
@@ -122,7 +123,7 @@ class TrainData:
             rows = self._rows.stop - self._rows.start
             for batch in fake.batches(spec, rows, self._config.seed):
                 yield batch | {SAMPLE_ID: np.zeros((rows, 2), np.int64)}
-        examples = iter(self._examples(start_step))
+        examples = Stream(self._examples(start_step))
         for step in itertools.count(start_step):
             number_B, source_B, record_BK = self._draws(step)
             ids_B2 = np.stack([source_B, record_BK[:, 0]], axis=1)
@@ -130,14 +131,12 @@ class TrainData:
                 name: np.empty((len(ids_B2), *entry.shape), entry.dtype)
                 for name, entry in spec.items()
             }
-            for row in range(len(ids_B2)):
+            for row, number in enumerate(number_B.tolist()):
                 self.bad.seen += 1
-                try:
-                    example = next(examples)
-                except _unreadable() as error:
-                    example, ids_B2[row, 1] = self._stand_in(
-                        number_B[row], source_B[row], record_BK[row], error
-                    )
+                example = examples.take(number)
+                if example is None:
+                    draw = (number, source_B[row], record_BK[row])
+                    example, ids_B2[row, 1] = self._missing(*draw, examples)
                 for name, array in batch.items():
                     array[row] = example[name]
             yield batch | {SAMPLE_ID: ids_B2}
@@ -149,14 +148,17 @@ class TrainData:
         return number_B[self._rows], source_B[self._rows], record_BK[self._rows]
 
     def _examples(self, start_step: int) -> tf.data.Dataset:
-        """Returns the examples one by one, in the order of their draws; a bad one is an error."""
+        """Returns the examples with their draw numbers, in order and some at a time.
+
+        A bad one is an error in place of all that are returned with it.
+        """
         from common.tf import tf
 
         def draw(step: tf.Tensor) -> tuple[tf.Tensor, ...]:
             number = tf.TensorSpec((None,), tf.int64)
             path = tf.TensorSpec((None,), tf.string)
             seed = tf.TensorSpec((None, 2), tf.int32)
-            signature = (seed, number, number, path, number, number)
+            signature = (number, seed, number, number, path, number, number)
             drawn = tf.numpy_function(self._locate_step, [step], [s.dtype for s in signature])
             return tuple(map(tf.ensure_shape, drawn, [s.shape for s in signature]))
 
@@ -166,35 +168,43 @@ class TrainData:
         options.threading.max_intra_op_parallelism = 1
         options.autotune.enabled = False
         options.deterministic = True
-        return (
+        size = stream.together(self._views.spec())
+        examples = (
             tf.data.Dataset.range(start_step, _FOREVER)
             .map(draw)
             .unbatch()
             # Without AutoGraph: it traces slowly and hides what its callees raise.
             .map(
-                tf.autograph.experimental.do_not_convert(self._example),
+                tf.autograph.experimental.do_not_convert(self._numbered_example),
                 num_parallel_calls=threads,
                 deterministic=True,
             )
-            .with_options(options)
-            .as_numpy_iterator()
         )
+        # A batch of one would be a copy for nothing.
+        return (examples.batch(size) if size > 1 else examples).with_options(options)
 
     def _locate_step(self, step: np.ndarray) -> tuple[np.ndarray, ...]:
         number_B, source_B, record_BK = self._draws(int(step))
-        return self._locate(number_B, source_B, record_BK[:, 0])
+        return number_B, *self._locate(number_B, source_B, record_BK[:, 0])
 
     def _locate(
         self, number_B: np.ndarray, source_B: np.ndarray, record_B: np.ndarray
     ) -> tuple[np.ndarray, ...]:
         """Returns seeds (B, 2) and by example source, record, path, offset and length (B,)."""
-        places = [
-            self._sources[source].records.locate(record)
-            for source, record in zip(source_B, record_B, strict=True)
-        ]
-        path_B, offset_B, length_B = map(np.array, zip(*places, strict=True))
+        path_B = np.empty(len(record_B), object)
+        offset_B, length_B = np.empty((2, len(record_B)), np.int64)
+        for source in np.unique(source_B):
+            mine_B = source_B == source
+            path_B[mine_B], offset_B[mine_B], length_B[mine_B] = self._sources[
+                source
+            ].records.locate_all(record_B[mine_B])
         seed_B2 = _seeds(self._config.seed, number_B)
-        return seed_B2, source_B, record_B, path_B.astype("S"), offset_B, length_B
+        return seed_B2, source_B, record_B, path_B, offset_B, length_B
+
+    def _numbered_example(
+        self, number: tf.Tensor, *draw: tf.Tensor
+    ) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
+        return number, self._example(*draw)
 
     def _example(
         self,
@@ -229,6 +239,15 @@ class TrainData:
         branches = [functools.partial(read_by, way) for way in ways]
         return tf.switch_case(tf.constant([ways.index(w) for w in way_of_source])[source], branches)
 
+    def _missing(
+        self, number: int, source: int, record_K: np.ndarray, examples: Stream
+    ) -> tuple[dict[str, np.ndarray], int]:
+        """Returns the example of a draw that is bad, or was lost with a bad one, and its record."""
+        try:
+            return self._example_now(number, source, record_K[0]), record_K[0]
+        except unreadable() as error:
+            return self._stand_in(number, source, record_K, examples.blame() or error)
+
     def _stand_in(
         self, number: int, source: int, record_K: np.ndarray, error: Exception
     ) -> tuple[dict[str, np.ndarray], int]:
@@ -239,7 +258,7 @@ class TrainData:
         for record in record_K[1:]:
             try:
                 return self._example_now(number, source, record), record
-            except _unreadable() as another:
+            except unreadable() as another:
                 reasons.append(self._why(source, record, another))
         names = [self._sources[source].records.name(record) for record in record_K]
         listing = "\n".join(f"  {name}: {why}" for name, why in zip(names, reasons, strict=True))
@@ -334,19 +353,3 @@ def _id_of(records_: RecordSet, record: int) -> str:
     with contextlib.suppress(BadRecord, ValueError):
         return deserialize(records_.read(record)).id
     return ""
-
-
-def _unreadable() -> tuple[type[Exception], ...]:
-    """Errors that are a record's own; memory or a cancelled run is not among them."""
-    from common.tf import tf
-
-    return (
-        tf.errors.DataLossError,
-        tf.errors.FailedPreconditionError,
-        tf.errors.InternalError,
-        tf.errors.InvalidArgumentError,
-        tf.errors.NotFoundError,
-        tf.errors.OutOfRangeError,
-        tf.errors.PermissionDeniedError,
-        tf.errors.UnknownError,
-    )

@@ -90,10 +90,9 @@ def write(path: str, index: Index, shard_size: int, tables: Sequence[np.ndarray]
     files.write_whole(path, b"".join([header, listed, *blocks]))
 
 
-def read_parts(path: str, start: int, length: int) -> np.ndarray | None:
-    """Returns one table of parts, int64 (rows, columns); None where the file is damaged."""
-    with files.File(path) as file:
-        block = file.read(start, length)
+def read_parts(file: files.File, start: int, length: int) -> np.ndarray | None:
+    """Returns one table of parts, int64 (rows, columns); None where the index is damaged."""
+    block = file.read(start, length)
     rows = block[_CHECKSUM.size :]
     if len(block) < length or _CHECKSUM.pack(google_crc32c.value(rows)) != block[:4]:
         return None

@@ -8,6 +8,7 @@ sums, so a flipped byte is an error that names shard and record, never a changed
 from __future__ import annotations
 
 import concurrent.futures
+import itertools
 import logging
 import os
 import re
@@ -29,6 +30,7 @@ _SEARCH_BYTES = 1 << 20
 _SHARD_NAME = re.compile(r".*(\.tfrecords?|-\d{5,}-of-\d{5,})$")
 _NUMBERED = re.compile(r"(?P<stem>.*)-(?P<number>\d{5,})-of-(?P<count>\d{5,})(\.tfrecords?)?$")
 
+_readers = itertools.count()
 _log = logging.getLogger(__name__)
 
 
@@ -183,6 +185,7 @@ class RecordSet:
         self._starts = np.cumsum([0] + [len(shard) for shard in offsets])
         self._offsets, self._lengths = np.concatenate(offsets), np.concatenate(lengths)
         self._indices = indices
+        self._reader = next(_readers)  # what another set has kept open may have been replaced since
         self.has_parts = all(
             index.table_starts is not None and index.table_starts.all() for index in indices
         )
@@ -206,6 +209,12 @@ class RecordSet:
         """Returns path, byte offset of the frame and payload length of a record."""
         path = self.paths[self._place(record)[0]]
         return path, int(self._offsets[record]), int(self._lengths[record])
+
+    def locate_all(self, record_B: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Returns what `locate` does of many records, the paths as bytes."""
+        shard_B = np.searchsorted(self._starts, record_B, side="right") - 1
+        path_B = np.array([os.fsencode(path) for path in self.paths], object)[shard_B]
+        return path_B, self._offsets[record_B], self._lengths[record_B]
 
     def name(self, record: int) -> str:
         """Returns "SHARD:NUMBER", which finds the record again."""
@@ -239,7 +248,7 @@ class RecordSet:
         shard, number = self._place(record)
         index = self._indices[shard]
         start, length = index.table_starts[number], index.table_lengths[number]
-        table = shard_index.read_parts(index.path, int(start), int(length))
+        table = shard_index.read_parts(self._open(index.path), int(start), int(length))
         if table is None:
             raise self.bad(record, f"its index is damaged; delete {index.path} to renew it")
         return table
@@ -253,8 +262,7 @@ class RecordSet:
         path, offset, _ = self.locate(record)
         starts = part_P4[:, 1] + offset + _HEADER
         try:
-            with files.File(path) as shard:
-                found = _read_many(shard, starts.tolist(), part_P4[:, 2].tolist())
+            found = _read_many(self._open(path), starts.tolist(), part_P4[:, 2].tolist())
         except (UserError, *files.errors()) as error:
             raise self.bad(record, str(error)) from error
         for data, checksum in zip(found, part_P4[:, 3].tolist(), strict=True):
@@ -265,6 +273,12 @@ class RecordSet:
                     "index was written)",
                 )
         return found
+
+    def _open(self, path: str) -> files.File:
+        """Returns an open file; only local ones can be read by several threads at once."""
+        if files.is_remote(path):
+            return files.File(path)
+        return files.kept_open(path, self._reader)
 
     def _place(self, record: int) -> tuple[int, int]:
         """Returns the number of the shard, and of the record within it."""

@@ -158,6 +158,18 @@ def test_the_number_of_threads_changes_nothing(folder):
     assert_equal(one, take(TrainData(make_config(folder, threads=7), ToyViews()), 0, 4))
 
 
+@pytest.mark.parametrize("in_parts", [True, False])
+def test_a_folder_may_be_named_in_any_script(tmp_path, payloads, in_parts):
+    folder = tmp_path / "Vidéos 動画"
+    folder.mkdir()
+    write(folder, payloads)
+    if not in_parts:
+        forget_parts(folder)
+    reader = TrainData(make_config(folder), ToyViews())
+    take(reader, 0, 1)
+    assert reader.bad.count == 0
+
+
 @pytest.mark.parametrize("count", [2, 3, 6])
 def test_the_slices_of_all_processes_make_up_the_batch(folder, count):
     config = make_config(folder)

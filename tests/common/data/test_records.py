@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from common.data import records, sequence_example, shards
+from common.data import parts, records, sequence_example, shards
 
 GOLDEN = pathlib.Path(__file__).parents[2] / "golden" / "brave"
 
@@ -120,6 +120,28 @@ def test_our_own_keys_reach_the_graph():
     assert parsed["label_texts"].numpy().tolist() == [b"run"]
     np.testing.assert_array_equal(parsed["caption_starts"], np.array([0.5, np.nan], "f4"))
     np.testing.assert_array_equal(parsed["caption_ends"], np.array([2.25, np.nan], "f4"))
+
+
+@pytest.mark.parametrize("known", [False, True])
+def test_the_context_alone_says_what_the_whole_record_says(known):
+    from common.tf import tf
+
+    clip = records.Clip(frames_jpeg=[b"x"], waveform=np.zeros(3, "f4"))
+    if known:
+        clip.id, clip.frame_rate, clip.audio_rate = "a", 12.5, 16000
+        clip.label_indices, clip.label_texts = [7, 8], ["run", "walk"]
+        clip.captions = [("one", 0.5, 2.25), ("two", float("nan"), float("nan"))]
+    data = records.serialize(clip)
+    kind_P, start_P, length_P, _ = parts.find(data).T
+    (context,) = np.flatnonzero(kind_P == parts.CONTEXT)
+    alone = data[start_P[context] :][: length_P[context]]
+    wanted = records.MODALITIES - {"flow"}
+    whole = records.parse(tf.constant(data), wanted, 25.0, 48000)
+    found = records.parse_context(tf.constant(alone), wanted, 25.0, 48000)
+    assert found.keys() == whole.keys() - {"frames", "waveform"}
+    for name, value in found.items():
+        assert value.dtype == whole[name].dtype and value.shape == whole[name].shape
+        np.testing.assert_array_equal(value, whole[name])
 
 
 @pytest.mark.parametrize(

@@ -81,8 +81,12 @@ def test_louder_sound_is_clipped_not_wrapped():
 
 
 def test_sound_that_is_no_number_is_an_error_of_the_record():
-    with pytest.raises(ValueError, match="not finite"):
-        sampling.to_int16(np.array([0, np.nan, 1], np.float32))
+    waveform = np.zeros(50_000, np.float32)  # in several blocks
+    for place in (1, 49_999):
+        spoilt = np.array(waveform)
+        spoilt[place] = np.nan
+        with pytest.raises(ValueError, match="not finite"):
+            sampling.to_int16(spoilt)
 
 
 @settings(max_examples=50, deadline=None)
