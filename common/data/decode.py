@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 
 from common.data.parts import StoredFrames
-from common.tf import tf
+from common.tf import empty_for_tf, tf
 
 cv2.setNumThreads(1)  # tf.data already runs one clip per core
 
@@ -135,7 +135,7 @@ def _resize(images: list[tf.Tensor], shape: tuple[int, int]) -> tf.Tensor:
 
     # OpenCV's integer bilinear filter takes a quarter of the time of TensorFlow's and rounding.
     def resize(*images_HWC: np.ndarray) -> np.ndarray:
-        clip = np.empty((len(images_HWC), height, width, 3), np.uint8)
+        clip = empty_for_tf((len(images_HWC), height, width, 3), np.uint8)
         for image_HWC, frame_HWC in zip(images_HWC, clip, strict=True):
             cv2.resize(image_HWC, (width, height), frame_HWC, interpolation=cv2.INTER_LINEAR)
         return clip

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 _GRACE = 1000  # draws that count at least when the share of bad ones is judged
 _FOREVER = np.iinfo(np.int64).max
+_DRAWS_TOGETHER = 1024  # whose order takes as long to compute as that of a few
 
 _log = logging.getLogger(__name__)
 
@@ -101,6 +102,8 @@ class TrainData:
         )
         self._rows = self._order.process_slice(process_index, process_count)
         self._eager_example: Any = None
+        # A step is asked for twice: when its records are read, and when its batch is put together.
+        self._order_of = functools.lru_cache(maxsize=4)(self._draw)
 
     @property
     def num_records(self) -> int:
@@ -143,9 +146,16 @@ class TrainData:
 
     def _draws(self, step: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Returns this process's draw numbers (B,), sources (B,) and records (B, K) of a step."""
-        source_B, record_BK = self._order.batch(step)
-        number_B = step * self._order.batch_size + np.arange(self._order.batch_size)
-        return number_B[self._rows], source_B[self._rows], record_BK[self._rows]
+        size = self._order.batch_size
+        steps = max(1, _DRAWS_TOGETHER // size)
+        begin = step // steps * steps
+        drawn = self._order_of(begin * size, (begin + steps) * size)
+        first = (step - begin) * size
+        return tuple(entry[first : first + size][self._rows] for entry in drawn)
+
+    def _draw(self, begin: int, end: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        number_N = np.arange(begin, end)
+        return number_N, *self._order.draws(number_N)
 
     def _examples(self, start_step: int) -> tf.data.Dataset:
         """Returns the examples with their draw numbers, in order and some at a time.

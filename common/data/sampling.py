@@ -11,10 +11,9 @@ from __future__ import annotations
 import numpy as np
 
 from common.data.parts import StoredSound
-from common.tf import tf
+from common.tf import empty_for_tf, tf
 
 _SLACK = 1e-4  # of a frame: rates are stored in float32
-_BLOCK = 1 << 14  # samples that are quantised at once
 
 
 def frames_at_rate(num_stored: tf.Tensor, stored_rate: tf.Tensor, rate: float) -> tf.Tensor:
@@ -96,11 +95,12 @@ def synced_waveform(
         pieces = _repeated(waveform_N, first, end)
         if stored_rate != sample_rate:
             pieces = [_resample(np.concatenate(pieces), stored_rate, sample_rate)]
-        pcm_N, at = np.zeros(num_samples, np.int16), 0
+        pcm_N, at = empty_for_tf((num_samples,), np.int16), 0
         for piece_M in pieces:
             piece_M = piece_M[: num_samples - at]
-            _quantise(piece_M, pcm_N[at : at + len(piece_M)])
+            pcm_N[at : at + len(piece_M)] = to_int16(piece_M)
             at += len(piece_M)
+        pcm_N[at:] = 0
         return pcm_N
 
     sound = waveform_N
@@ -113,23 +113,11 @@ def synced_waveform(
 
 def to_int16(waveform_N: np.ndarray) -> np.ndarray:
     """Quantises sound in [-1, 1] to int16, 1.0 to 32767; louder sound is clipped."""
-    pcm_N = np.empty(len(waveform_N), np.int16)
-    _quantise(waveform_N, pcm_N)
-    return pcm_N
-
-
-def _quantise(waveform_N: np.ndarray, pcm_N: np.ndarray) -> None:
-    """Writes the quantised `waveform_N` to `pcm_N`, in blocks that the processor's cache holds."""
-    scaled_K = np.empty(min(_BLOCK, len(waveform_N)), np.float32)
-    for at in range(0, len(waveform_N), _BLOCK):
-        block_K = waveform_N[at : at + _BLOCK]
-        if not np.isfinite(block_K.sum()):
-            raise ValueError("the sound has samples that are not finite")
-        scaled_k = scaled_K[: len(block_K)]
-        np.multiply(block_K, np.float32(32767), out=scaled_k)
-        np.rint(scaled_k, out=scaled_k)
-        np.clip(scaled_k, -32767, 32767, out=scaled_k)
-        pcm_N[at : at + _BLOCK] = scaled_k
+    if not np.isfinite(waveform_N.sum()):
+        raise ValueError("the sound has samples that are not finite")
+    scaled_N = waveform_N * np.float32(32767)
+    np.rint(scaled_N, out=scaled_N)
+    return np.clip(scaled_N, -32767, 32767, out=scaled_N).astype(np.int16)
 
 
 def _repeated(waveform_N: np.ndarray, first: int, end: int) -> list[np.ndarray]:
