@@ -21,14 +21,18 @@ for _kind in ("GPU", "TPU"):
     tf.config.set_visible_devices([], _kind)
 
 _ALIGNMENT = 64  # bytes
+_WORTH_IT = 1 << 16  # bytes, below which a copy costs less than to avoid it
 
 
 def empty_for_tf(shape: Sequence[int], dtype: Any) -> np.ndarray:
     """Returns an array to be filled, which TensorFlow takes from a ``numpy_function`` uncopied.
 
-    It takes only what begins at a multiple of 64 bytes, which numpy's own arrays rarely do.
+    It takes only what begins at a multiple of 64 bytes, which numpy's own arrays rarely do. Small
+    arrays are left to be copied.
     """
     size = math.prod(shape) * np.dtype(dtype).itemsize
+    if size < _WORTH_IT:
+        return np.empty(shape, dtype)
     room = np.empty(size + _ALIGNMENT, np.uint8)
     begin = -room.ctypes.data % _ALIGNMENT
     return room[begin : begin + size].view(dtype).reshape(shape)

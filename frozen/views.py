@@ -183,7 +183,7 @@ def frame_indices(
     index_P = edge_P[:-1] + np.minimum(
         (uniform_T[:real].astype(np.float64) * room_P).astype(np.int64), room_P - 1
     )
-    return np.pad(index_P, (0, len(uniform_T) - real), mode="edge"), real
+    return index_P[np.minimum(np.arange(len(uniform_T)), real - 1)], real
 
 
 def random_window(

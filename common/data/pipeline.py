@@ -138,8 +138,7 @@ class TrainData:
                 self.bad.seen += 1
                 example = examples.take(number)
                 if example is None:
-                    draw = (number, source_B[row], record_BK[row])
-                    example, ids_B2[row, 1] = self._missing(*draw, examples)
+                    example, ids_B2[row, 1] = self._missing(number, source_B[row], record_BK[row])
                 for name, array in batch.items():
                     array[row] = example[name]
             yield batch | {SAMPLE_ID: ids_B2}
@@ -160,7 +159,7 @@ class TrainData:
     def _examples(self, start_step: int) -> tf.data.Dataset:
         """Returns the examples with their draw numbers, in order and some at a time.
 
-        A bad one is an error in place of all that are returned with it.
+        A bad one is an error in the place of all that would have been returned with it.
         """
         from common.tf import tf
 
@@ -250,13 +249,13 @@ class TrainData:
         return tf.switch_case(tf.constant([ways.index(w) for w in way_of_source])[source], branches)
 
     def _missing(
-        self, number: int, source: int, record_K: np.ndarray, examples: Stream
+        self, number: int, source: int, record_K: np.ndarray
     ) -> tuple[dict[str, np.ndarray], int]:
         """Returns the example of a draw that is bad, or was lost with a bad one, and its record."""
         try:
             return self._example_now(number, source, record_K[0]), record_K[0]
         except unreadable() as error:
-            return self._stand_in(number, source, record_K, examples.blame() or error)
+            return self._stand_in(number, source, record_K, error)
 
     def _stand_in(
         self, number: int, source: int, record_K: np.ndarray, error: Exception
@@ -292,9 +291,7 @@ class TrainData:
             self._sources[source].records.read(record)
         except BadRecord as bad:
             return bad.why
-        # TensorFlow repeats the whole graph in its messages; the first line says what happened,
-        # with the error's type in front where it came from Python.
-        line = str(getattr(error, "message", error)).strip().splitlines()[0]
+        line = stream.message(error)  # with the error's type in front where it came from Python
         number = self._sources[source].records.name(record).rpartition(":")[2]
         return line.rpartition(f", record {number}: ")[2]
 

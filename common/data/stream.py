@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 # Every handing over costs about as much as a small example; but those that come with a bad one are
 # made again, and large ones are not worth another copy.
-_MOST, _BYTES = 16, 1 << 20
+_MOST, _BYTES = 8, 1 << 20
 
 
 def together(spec: Mapping[str, jax.ShapeDtypeStruct]) -> int:
@@ -30,14 +30,13 @@ class Stream:
         """Starts to read.
 
         Args:
-            dataset: of draw numbers, increasing, and examples; batched or not. An error stands for
-                a bad example and all that would have come before it in its batch.
+            dataset: of draw numbers, increasing, and examples; batched or not. An error takes the
+                place of a bad example, and of the whole batch that it is in.
         """
         self._iterator = dataset.as_numpy_iterator()
         self._number_K = np.empty(0, np.int64)  # at hand
         self._examples: Mapping[str, np.ndarray] = {}
         self._at = 0  # the next of them
-        self._errors: list[Exception] = []
 
     def take(self, number: int) -> dict[str, Any] | None:
         """Returns the example of a draw, or None where an error has cost it.
@@ -47,21 +46,26 @@ class Stream:
         if self._at == len(self._number_K):
             try:
                 number_K, examples = next(self._iterator)
-            except unreadable() as error:
-                self._errors.append(error)
+            except unreadable():
                 return None
             if not np.ndim(number_K):
                 examples = {name: value[None] for name, value in examples.items()}
             self._number_K, self._examples, self._at = np.atleast_1d(number_K), examples, 0
         if self._number_K[self._at] != number:
             return None
-        self._errors.clear()
         self._at += 1
         return {name: value_K[self._at - 1] for name, value_K in self._examples.items()}
 
-    def blame(self) -> Exception | None:
-        """Returns the error of the first bad one of those that were lost, once."""
-        return self._errors.pop(0) if self._errors else None
+
+def message(error: Exception) -> str:
+    """Returns the line of an error of TensorFlow's that says what happened.
+
+    Before it may stand where a graph was made; after it, the whole graph.
+    """
+    paragraphs = str(getattr(error, "message", error)).strip().split("\n\n")
+    before = ("Graph execution error:", "Detected at node", "  File ")
+    told = [part for part in paragraphs if not part.startswith(before)]
+    return (told or paragraphs)[0].strip().splitlines()[0]
 
 
 def unreadable() -> tuple[type[Exception], ...]:

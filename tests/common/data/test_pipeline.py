@@ -8,7 +8,7 @@ import pytest
 from ml_collections import ConfigDict
 from PIL import Image
 
-from common.data import records, shards
+from common.data import records, shards, stream
 from common.data.pipeline import SAMPLE_ID, TrainData
 from common.errors import UserError
 from configs import base
@@ -156,6 +156,15 @@ def test_reading_parts_gives_the_same_bits_as_reading_whole_records(folder):
 def test_the_number_of_threads_changes_nothing(folder):
     one = take(TrainData(make_config(folder, threads=1), ToyViews()), 0, 4)
     assert_equal(one, take(TrainData(make_config(folder, threads=7), ToyViews()), 0, 4))
+
+
+def test_how_many_examples_are_handed_over_at_once_changes_nothing(folder, monkeypatch):
+    damage(folder, 1, [4])
+    whole = take(TrainData(make_config(folder), ToyViews()), 0, 10)
+    monkeypatch.setattr(stream, "_BYTES", 0)
+    reader = TrainData(make_config(folder), ToyViews())
+    assert_equal(whole, take(reader, 0, 10))
+    assert reader.bad.count == 3
 
 
 @pytest.mark.parametrize("in_parts", [True, False])
