@@ -8,7 +8,7 @@ once. Here only products count, of matrices and of convolutions; beside them all
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -23,18 +23,41 @@ def count(jaxpr: Any) -> float:
     Args:
         jaxpr: ``jax.make_jaxpr(f)(...)`` or ``jax.jit(f).trace(...).jaxpr``.
     """
-    return float(sum(map(_of_equation, getattr(jaxpr, "jaxpr", jaxpr).eqns)))
+    return _sum(jaxpr, _flops)
 
 
-def _of_equation(equation: Any) -> float:
+def count_bytes(jaxpr: Any) -> float:
+    """Returns the bytes that the products of a jaxpr read and write, one after the other.
+
+    It is what must move where everything else is done on the way; loops and branches count as in
+    `count`.
+    """
+    return _sum(jaxpr, _bytes)
+
+
+def _sum(jaxpr: Any, of_product: Callable[[Any], float]) -> float:
+    equations = getattr(jaxpr, "jaxpr", jaxpr).eqns
+    return float(sum(_of_equation(equation, of_product) for equation in equations))
+
+
+def _flops(product: Any) -> float:
+    if product.primitive.name == "conv_general_dilated":
+        return _of_convolution(product)
+    (axes, _), _ = product.params["dimension_numbers"]
+    contracted = math.prod(product.invars[0].aval.shape[axis] for axis in axes)
+    return 2.0 * math.prod(product.outvars[0].aval.shape) * contracted
+
+
+def _bytes(product: Any) -> float:
+    arrays = [variable.aval for variable in (*product.invars, *product.outvars)]
+    return float(sum(array.size * array.dtype.itemsize for array in arrays))
+
+
+def _of_equation(equation: Any, of_product: Callable[[Any], float]) -> float:
     params, name = equation.params, equation.primitive.name
-    if name == "dot_general":
-        (axes, _), _ = params["dimension_numbers"]
-        contracted = math.prod(equation.invars[0].aval.shape[axis] for axis in axes)
-        return 2.0 * math.prod(equation.outvars[0].aval.shape) * contracted
-    if name == "conv_general_dilated":
-        return _of_convolution(equation)
-    inner = [count(jaxpr) for jaxpr in _inner(params.values())]
+    if name in ("dot_general", "conv_general_dilated"):
+        return of_product(equation)
+    inner = [_sum(jaxpr, of_product) for jaxpr in _inner(params.values())]
     if name == "cond":
         return max(inner, default=0.0)
     times = params["length"] if name == "scan" else 1

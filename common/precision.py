@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import jax
 import jax.numpy as jnp
+
+from common import target
 
 
 def compute_dtype(name: str) -> jnp.dtype:
@@ -13,5 +14,5 @@ def compute_dtype(name: str) -> jnp.dtype:
     which are slower in bfloat16. Parameters, norms and losses are float32 in any case.
     """
     if name == "auto":
-        name = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+        name = "float32" if target.platform() == "cpu" else "bfloat16"
     return jnp.dtype(name)

@@ -27,7 +27,7 @@ class Program:
 
     method: Method
     config: Any
-    mesh: jax.sharding.Mesh
+    mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh
     like: state_lib.TrainState  # shapes, dtypes and shardings of the state
     specs: dict[str, jax.sharding.PartitionSpec]  # of the parameters
     batch_like: dict[str, jax.ShapeDtypeStruct]
@@ -75,13 +75,20 @@ class Program:
         return compiled
 
 
-def build(method: Method, config: Any) -> Program:
+def build(
+    method: Method, config: Any, mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh | None = None
+) -> Program:
     """Returns the program of a method under a configuration.
+
+    Args:
+        method: what is trained.
+        config: of the run, or of a part of its curriculum.
+        mesh: where; None means what ``config.mesh`` says of the devices at hand.
 
     Raises:
         UserError: mesh, sharding rules or optimizer cannot be as configured.
     """
-    mesh = sharding.make_mesh(config)
+    mesh = sharding.make_mesh(config) if mesh is None else mesh
     graphdef, shapes = state_lib.abstract(method.build)
     specs = sharding.parameter_specs(shapes, mesh, config.mesh.rules)
     optimizer, schedule = optimizers.create(config.optimizer, config.steps, shapes)

@@ -10,10 +10,11 @@ from __future__ import annotations
 import logging
 import math
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import jax
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, NamedSharding, PartitionSpec
 
 from common import state as state_lib
 from common.errors import UserError
@@ -23,13 +24,29 @@ AXES = ("data", "fsdp")
 _log = logging.getLogger(__name__)
 
 
-def make_mesh(config: Any) -> jax.sharding.Mesh:
-    """Returns the mesh that ``config`` (the whole configuration) asks for, over all devices.
+def make_mesh(config: Any, devices: Sequence[jax.Device] | None = None) -> jax.sharding.Mesh:
+    """Returns the mesh that ``config`` (the whole configuration) asks for.
+
+    Args:
+        config: of the run.
+        devices: what it is of; None means all that are at hand.
 
     Raises:
         UserError: the devices or the batch cannot be divided so.
     """
-    devices, fsdp, data = jax.device_count(), config.mesh.fsdp, config.mesh.data
+    devices = jax.devices() if devices is None else devices
+    shape = _mesh_shape(config, len(devices))
+    return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * 2, devices=devices)
+
+
+def abstract_mesh(config: Any, devices: int) -> AbstractMesh:
+    """Returns the mesh of so many devices that nothing is known of; see `make_mesh`."""
+    return AbstractMesh(_mesh_shape(config, devices), AXES, axis_types=(AxisType.Auto,) * 2)
+
+
+def _mesh_shape(config: Any, devices: int) -> tuple[int, int]:
+    """Returns how many devices lie along each of `AXES`."""
+    fsdp, data = config.mesh.fsdp, config.mesh.data
     if fsdp < 1 or devices % fsdp:
         raise UserError(f"config.mesh.fsdp={fsdp} does not divide the {devices} devices.")
     data = devices // fsdp if data == -1 else data
@@ -44,7 +61,7 @@ def make_mesh(config: Any) -> jax.sharding.Mesh:
             f"microbatches={config.microbatches} on {devices} devices; it must be a multiple of "
             f"{config.microbatches * devices}."
         )
-    return jax.make_mesh((data, fsdp), AXES, axis_types=(AxisType.Auto,) * 2)
+    return data, fsdp
 
 
 def batch_sharding(mesh: jax.sharding.Mesh) -> NamedSharding:

@@ -10,6 +10,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from common import target
+
 CONVOLUTIONS = ("joint", "folded")
 
 Triple = tuple[int, int, int]  # of time, height and width
@@ -253,5 +255,5 @@ class Conv3D(nnx.Module):
         kernel = self.kernel[...]
         dtype = self.dtype or jnp.promote_types(x_BTHWC.dtype, kernel.dtype)
         padding = self.padding or same_padding(x_BTHWC.shape[1:4], kernel.shape[:3], self.stride)
-        form = self.convolution or ("folded" if jax.default_backend() == "cpu" else "joint")
+        form = self.convolution or ("folded" if target.platform() == "cpu" else "joint")
         return convolve(x_BTHWC.astype(dtype), kernel.astype(dtype), self.stride, padding, form)
