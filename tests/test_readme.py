@@ -13,7 +13,7 @@ from absl import flags
 ROOT = pathlib.Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 VERBS = ("ingest", "inspect", "vocabulary", "train", "evaluate", "retrieve", "export", "embed")
-VERBS += ("search", "localise", "report")
+VERBS += ("search", "localise", "report", "plan")
 TOOLS = (*(f"common.{verb}" for verb in VERBS), "brave.demo", "mil_nce.demo", "frozen.demo")
 
 

@@ -1,0 +1,70 @@
+"""The TPU compiler itself, on a CPU: what it says of small steps is what can be counted by hand."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+from toy_method import Toy, get_config
+
+pytest.importorskip(
+    "libtpu", reason="the TPU compiler is not installed: pip install '.[tpu]' (Linux on x86-64)"
+)
+
+from common.errors import UserError  # noqa: E402
+from common.planning import hlo, planner, report, topology  # noqa: E402
+
+pytestmark = pytest.mark.slow
+
+GRADIENTS = 4 * (8 * 16 + 16 + 16 * 4 + 4 + 16 + 16)  # bytes of the toy's in float32
+
+
+def forecast(name, **changes):
+    return planner.forecast(
+        get_config(**changes), topology.describe(name), create=lambda config: Toy()
+    )
+
+
+def test_four_chips_exchange_the_gradients_and_little_else():
+    found = forecast("v5e:2x2", batch_size=64)
+    (part,) = found.parts
+    assert part.fits and found.count == 4 and found.chip.kind == "TPU v5 lite"
+    exchanged = {one.kind: one.size for one in part.compiled.collectives}
+    # Beside gradients: sums of batch norm, of the loss and of what is logged about collapse.
+    assert GRADIENTS <= exchanged["all-reduce"] <= 2 * GRADIENTS
+    assert found.seconds(part) > 0 and found.link_seconds(part) > 0
+    dearest = part.compiled.dearest
+    assert [one.cycles for one in dearest] == sorted((one.cycles for one in dearest), reverse=True)
+    assert any("toy_method.py:" in one.place for one in dearest)
+    assert "all-reduce" in "\n".join(report.lines(found))
+
+
+def test_a_loop_of_large_products_takes_about_as_long_as_the_peak_allows():
+    chips = topology.describe("v5e:1x1")
+    (device,) = chips.devices
+    assert device.device_kind == chips.chip.kind
+    place = jax.sharding.SingleDeviceSharding(device)
+    x, kernels = (
+        jax.ShapeDtypeStruct(shape, jnp.bfloat16, sharding=place)
+        for shape in ((2048, 2048), (6, 2048, 2048))
+    )
+
+    def chain(x, kernels):
+        return jax.lax.scan(lambda x, kernel: (jnp.tanh(x @ kernel), None), x, kernels)[0]
+
+    module = hlo.parse(jax.jit(chain).lower(x, kernels).compile().as_text())
+    assert module.loops_of_unknown_length() == 0
+    least = 6 * 2 * 2048**3 / chips.chip.peak
+    assert least < module.cycles() / chips.chip.clock < 2 * least
+
+
+def test_a_batch_that_is_too_large_is_no_error_but_an_answer():
+    found = forecast("v5e:1x1", batch_size=2**28)
+    (part,) = found.parts
+    assert part.fits is False and part.compiled is None
+    assert part.memory.total > found.chip.memory
+    assert found.hours is None
+    assert "DOES NOT FIT" in "\n".join(report.lines(found))
+
+
+def test_a_slice_that_does_not_exist_is_refused_with_some_that_do():
+    with pytest.raises(UserError, match="for example v5e:1x1"):
+        topology.describe("v5e:3x7")
