@@ -26,6 +26,10 @@ _COLLECTIVES = (
     "reduce-scatter",
 )
 _DEAREST = 10
+_TOO_MUCH = {  # how the compiler says that a program does not fit
+    "needed": r"Used ([\d.]+)([KMGT]?)\w* of [\d.]+[KMGT]?\w* hbm",
+    "temporaries": r"HLO temporaries \(([\d.]+)([KMGT]?)\w*\) exceeds available HBM",
+}
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 _log = logging.getLogger(__name__)
@@ -38,7 +42,6 @@ class Result:
     memory: Memory
     moved: float | None = None  # bytes to and from memory; None where it does not fit
     compiled: Compiled | None = None  # None where it does not fit
-    capacity: float | None = None  # bytes that programs may use; None where it fits
 
 
 def known_memory(program: Program) -> Memory:
@@ -60,11 +63,10 @@ def compile_step(program: Program) -> Result:
     try:
         compiled = program.traced.lower().compile()
     except jax.errors.JaxRuntimeError as error:
-        limits = _out_of_memory(str(error))
-        if limits is None:
+        needed = _out_of_memory(str(error))
+        if needed is None:
             raise
-        needed, capacity = limits
-        return Result(dataclasses.replace(known, needed=int(needed)), capacity=capacity)
+        return Result(dataclasses.replace(known, **needed))
     finally:
         seconds = time.perf_counter() - start
         _log.info("batch %d: compiled in %.0f s", program.config.batch_size, seconds)
@@ -127,9 +129,9 @@ def _bytes_per_device(tree: Any) -> int:
     )
 
 
-def _out_of_memory(message: str) -> tuple[float, float] | None:
-    """Returns the bytes that a program needs and that there are; None for another message."""
-    found = re.search(r"Used ([\d.]+)([KMGT]?)\w* of ([\d.]+)([KMGT]?)\w* hbm", message)
-    if not found:
-        return None
-    return float(found[1]) * _UNITS[found[2]], float(found[3]) * _UNITS[found[4]]
+def _out_of_memory(message: str) -> dict[str, int] | None:
+    """Returns what a program needs, by fields of `Memory`; None for a message of something else."""
+    for field, pattern in _TOO_MUCH.items():
+        if found := re.search(pattern, message):
+            return {field: int(float(found[1]) * _UNITS[found[2]])}
+    return {} if re.search("RESOURCE_EXHAUSTED.*hbm", message, re.I | re.S) else None

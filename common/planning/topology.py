@@ -18,13 +18,13 @@ from common.planning import chips
 EXAMPLES = ("v5e:1x1", "v5e:2x2", "v5e:16x16", "v6e:4x4", "v5p:2x2x1", "v5p:4x4x4", "v4:2x2x2")
 _DIMENSIONS = {"v4": 3, "v5e": 2, "v5p": 3, "v6e": 2}  # in which chips are wired
 
-# libtpu asks a server of Google's cloud what machine it is on, and waits for an answer that does
-# not come elsewhere; with these it asks nothing.
+# libtpu would ask a server of Google's cloud what machine this is, and complain where none answers.
 _OFFLINE = {
     "TPU_SKIP_MDS_QUERY": "1",
     "TPU_ACCELERATOR_TYPE": "v5litepod-1",  # of the machine, not of the chips to compile for
     "TPU_WORKER_HOSTNAMES": "localhost",
     "TPU_WORKER_ID": "0",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "true",  # one process may use the chips, any number compile
 }
 
 

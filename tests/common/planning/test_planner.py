@@ -128,9 +128,16 @@ def test_exchanges_count_once_with_the_larger_of_their_sides():
 
 
 def test_what_does_not_fit_is_told_apart_from_what_is_broken():
-    message = (
+    read = compiled_program._out_of_memory
+    needed = (
         "RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Ran out of memory in memory space "
         "hbm. Used 20.50G of 15.75G hbm. Exceeded hbm capacity by 4.75G."
     )
-    assert compiled_program._out_of_memory(message) == (20.5 * 2**30, 15.75 * 2**30)
-    assert compiled_program._out_of_memory("INTERNAL: the compiler is broken") is None
+    temporaries = (
+        "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO "
+        "temporaries (71.00G) exceeds available HBM (15.75G)."
+    )
+    assert read(needed) == {"needed": 20.5 * 2**30}
+    assert read(temporaries) == {"temporaries": 71 * 2**30}
+    assert read("RESOURCE_EXHAUSTED: in other words, too little HBM") == {}
+    assert read("INTERNAL: the compiler is broken") is None
