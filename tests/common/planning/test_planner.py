@@ -1,14 +1,17 @@
 """A run is forecast from its own step: part by part, and to the byte where that can be counted."""
 
+import dataclasses
 import json
 
+import jax
 import jax.numpy as jnp
 import pytest
 from toy_method import Toy, get_config
 
 from common import sharding, target
 from common.errors import UserError
-from common.planning import compiled_program, hlo, planner, report, topology
+from common.planning import chips, compiled_program, hlo, planner, report, topology
+from common.planning import forecast as forecasts
 from common.precision import compute_dtype
 from common.program import build
 
@@ -91,6 +94,30 @@ def test_a_batch_that_does_not_divide_is_refused():
 def test_the_largest_batch_is_not_guessed_where_no_compiler_says():
     with pytest.raises(UserError, match="--find_batch needs a compiler"):
         forecast(find_batch=True)
+
+
+def test_the_largest_batch_is_searched_in_multiples_of_what_the_mesh_divides(monkeypatch):
+    chip = dataclasses.replace(chips.TPUS["v5e"], memory=10_000)
+    described = topology.Topology("here", "tpu", chip, 1, tuple(jax.devices()[:1]))
+    compiled = []
+
+    def compile_step(program):
+        compiled.append(program.config.batch_size)
+        known = compiled_program.known_memory(program)
+        memory = dataclasses.replace(known, temporaries=100 * program.config.batch_size)
+        done = forecasts.Compiled(1500, (), (), 0) if memory.total <= chip.memory else None
+        return compiled_program.Result(memory, 0.0, done)
+
+    monkeypatch.setattr(compiled_program, "compile_step", compile_step)
+    config = get_config(batch_size=16, microbatches=4)
+    found = planner.forecast(config, described, find_batch=True, create=lambda config: Toy())
+    (part,) = found.parts
+    fits, too_large = part.largest_batch
+    # What the state leaves, over 100 bytes of temporaries and 8 of input.
+    exact = (chip.memory - compiled_program.known_memory(program(1)).total + 16 * 8) / 108
+    assert fits <= exact < too_large == fits + 4
+    assert fits % 4 == 0 and len(compiled) == len(set(compiled)) <= 5
+    assert f"largest batch found to fit: {fits}" in "\n".join(report.lines(found))
 
 
 EXCHANGES = """\
