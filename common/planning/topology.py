@@ -17,6 +17,7 @@ from common.planning import chips
 
 EXAMPLES = ("v5e:1x1", "v5e:2x2", "v5e:16x16", "v6e:4x4", "v5p:2x2x1", "v5p:4x4x4", "v4:2x2x2")
 _DIMENSIONS = {"v4": 3, "v5e": 2, "v5p": 3, "v6e": 2}  # in which chips are wired
+_POD = {"v4": 4096, "v5e": 256, "v5p": 8960, "v6e": 256}  # chips that can be wired together
 
 # libtpu would ask a server of Google's cloud what machine this is, and complain where none answers.
 _OFFLINE = {
@@ -62,8 +63,9 @@ def describe(name: str) -> Topology:
         return Topology(name, "gpu", chips.GPUS[kind], count, None)
     if kind in chips.TPUS and re.fullmatch(r"[1-9]\d*(x[1-9]\d*)*", shape):
         sides = [int(side) for side in shape.split("x")]
-        if len(sides) == _DIMENSIONS[kind]:
-            return Topology(name, "tpu", chips.TPUS[kind], math.prod(sides), _tpus(name, sides))
+        count = math.prod(sides)
+        if len(sides) == _DIMENSIONS[kind] and count <= _POD[kind]:
+            return Topology(name, "tpu", chips.TPUS[kind], count, _tpus(name, kind, count))
     raise UserError(f"--topology={name}: {_known(kind)}")
 
 
@@ -72,7 +74,10 @@ def _known(kind: str) -> str:
     if kind in chips.TPUS:
         sides = "x".join("ABC"[: _DIMENSIONS[kind]])
         near = [example for example in EXAMPLES if example.startswith(f"{kind}:")]
-        return f"chips of {kind} are wired as {kind}:{sides}, for example {' or '.join(near)}."
+        return (
+            f"chips of {kind} are wired as {kind}:{sides}, {_POD[kind]} at most, for example "
+            f"{' or '.join(near)}."
+        )
     if kind in chips.GPUS:
         return f"write {kind} or {kind}:COUNT, for example {kind}:8."
     return (
@@ -81,7 +86,7 @@ def _known(kind: str) -> str:
     )
 
 
-def _tpus(name: str, sides: list[int]) -> tuple[jax.Device, ...]:
+def _tpus(name: str, kind: str, count: int) -> tuple[jax.Device, ...]:
     """Returns devices that programs can be compiled for, and nothing else."""
     if importlib.util.find_spec("libtpu") is None:
         raise UserError(
@@ -92,10 +97,12 @@ def _tpus(name: str, sides: list[int]) -> tuple[jax.Device, ...]:
 
     for variable, value in _OFFLINE.items():
         os.environ.setdefault(variable, value)
-    one = {"chips_per_host_bounds": (1,) * 3} if math.prod(sides) == 1 else {}
+    options: dict[str, Any] = {"chips_per_host_bounds": (1, 1, 1)} if count == 1 else {}
+    if kind == "v4":  # whose two cores are one device, as they are where JAX runs on them
+        options["chip_config_name"] = "megacore"
     try:
-        found = topologies.get_topology_desc(platform="tpu", topology_name=name, **one)
+        found = topologies.get_topology_desc(platform="tpu", topology_name=name, **options)
     except (RuntimeError, ValueError) as error:
         reason = str(error).splitlines()[0]
-        raise UserError(f"--topology={name}: {reason} {_known(name.split(':')[0])}") from None
+        raise UserError(f"--topology={name}: {reason} {_known(kind)}") from None
     return tuple(found.devices)

@@ -65,6 +65,12 @@ def test_a_batch_that_is_too_large_is_no_error_but_an_answer():
     assert "DOES NOT FIT" in "\n".join(report.lines(found))
 
 
+@pytest.mark.parametrize("name", topology.EXAMPLES)
+def test_every_example_of_a_slice_works_and_a_chip_is_one_device(name):
+    found = topology.describe(name)
+    assert len(found.devices) == found.count
+
+
 def test_a_slice_that_does_not_exist_is_refused_with_some_that_do():
     with pytest.raises(UserError, match="for example v5e:1x1"):
         topology.describe("v5e:3x7")

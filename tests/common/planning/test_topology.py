@@ -20,9 +20,10 @@ def test_graphics_cards_are_named_and_counted():
     [
         ("v9:2x2", "for example v5e:1x1"),
         ("v9:2x2", "h100"),
-        ("v5e", "chips of v5e are wired as v5e:AxB, for example v5e:1x1"),
-        ("v5p:2x2", "chips of v5p are wired as v5p:AxBxC, for example v5p:2x2x1"),
+        ("v5e", "chips of v5e are wired as v5e:AxB, 256 at most, for example v5e:1x1"),
+        ("v5p:2x2", "wired as v5p:AxBxC, 8960 at most, for example v5p:2x2x1"),
         ("v5e:0x2", "wired as v5e:AxB"),
+        ("v5e:32x32", "256 at most"),
         ("h100:0", "write h100 or h100:COUNT"),
         ("h100:2x2", "write h100 or h100:COUNT"),
     ],
