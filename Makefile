@@ -1,11 +1,12 @@
 # Two commands do everything on a fresh machine: `make demo` and `make test`.
 PYTHON ?= python3
 VENV ?= .venv
+EXTRAS ?= dev
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-mil-nce demo-frozen test test-quick lint clean
+.PHONY: help demo demo-mil-nce demo-frozen test test-quick test-tpu lint clean
 
 help:  ## what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -16,7 +17,7 @@ $(INSTALLED): setup.py
 	  { echo "Zoetrope needs Python 3.11 to 3.13; name one with PYTHON=..., e.g. make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
 	@$(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install --quiet --upgrade pip
-	@$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	@$(BIN)/python -m pip install --quiet --editable '.[$(EXTRAS)]'
 	@touch $@
 
 demo: $(INSTALLED)  ## mp4 files to a trained, evaluated, exported model and a report; VIDEOS=folder for your own
@@ -34,8 +35,12 @@ test: $(INSTALLED)  ## every test
 test-quick: $(INSTALLED)  ## the tests that take seconds
 	@$(BIN)/python -m pytest -q -n auto --dist loadfile -m "not slow"
 
+test-tpu:  ## what asks the TPU compiler, in an environment of its own (Linux on x86-64; 213 MB more)
+	@$(MAKE) --no-print-directory VENV=.venv-tpu EXTRAS=dev,tpu .venv-tpu/.installed
+	@.venv-tpu/bin/python -m pytest -q tests/common/planning
+
 lint: $(INSTALLED)  ## ruff
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
 
 clean:  ## removes the virtual environment and caches, never your runs
-	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis build dist *.egg-info
+	rm -rf $(VENV) .venv-tpu .pytest_cache .ruff_cache .hypothesis build dist *.egg-info

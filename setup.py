@@ -51,8 +51,6 @@ setuptools.setup(
         "dev": [
             "apache-beam>=2.60",
             "hypothesis>=6.100",
-            # The TPU compiler, which tests ask on a CPU; 213 MB, on Linux alone.
-            "jax[tpu]>=0.10; platform_machine == 'x86_64' and sys_platform == 'linux'",
             "pytest>=8",
             "pytest-xdist>=3.7",
             "ruff>=0.9",

@@ -18,6 +18,7 @@ slow to import (JAX, TensorFlow) is imported inside `main`, so that ``--help`` a
 from __future__ import annotations
 
 import errno
+import glob
 import logging
 import os
 import platform
@@ -61,6 +62,15 @@ def set_up_logging() -> None:
         logging.getLogger(ours).setLevel(logging.INFO)
 
 
+_NO_TPU = {
+    "TPU_SKIP_MDS_QUERY": "1",  # do not ask a server of Google's cloud what machine this is
+    "TPU_ACCELERATOR_TYPE": "v5litepod-1",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "TPU_WORKER_ID": "0",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "true",  # one process may use chips, any number compile
+}
+
+
 def _parse_flags(argv: list[str]) -> list[str]:
     """Parses the flags; a mistake is one message and exit status 2, not a stack trace."""
     if {"--help", "-help", "-h", "--h", "-?"} & set(argv[1:]):
@@ -74,6 +84,17 @@ def _parse_flags(argv: list[str]) -> list[str]:
         message = config.explain(argv, error)
     print(f"{message}\nPass --help to see the flags.", file=sys.stderr)
     sys.exit(EXIT_USER_ERROR)
+
+
+def quieten_tpu_compiler() -> None:
+    """Keeps libtpu, where it is installed but no TPU is, from looking for one and complaining.
+
+    JAX asks it at every start. What is set is what it would find out on a machine with one chip;
+    programs are compiled for the chips that they are made for all the same.
+    """
+    if not any(glob.glob(device) for device in ("/dev/accel*", "/dev/vfio/[0-9]*")):
+        for variable, value in _NO_TPU.items():
+            os.environ.setdefault(variable, value)
 
 
 def keep_compiled_programs() -> None:
@@ -114,6 +135,7 @@ def run(
 
     def guarded(argv: list[str]) -> int | None:
         set_up_logging()
+        quieten_tpu_compiler()
         try:
             if len(argv) > 1 and not takes_arguments:
                 raise UserError(

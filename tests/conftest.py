@@ -7,11 +7,12 @@ import contextlib
 import ctypes
 import functools
 import gc
-import glob
 import os
 import sys
 
 import pytest
+
+from common import launch
 
 # Most of the time of a test goes into compiling a network that then runs for milliseconds. XLA's
 # own passes are the same at any level; this one spares LLVM half of its work.
@@ -19,13 +20,7 @@ _QUICK = "--xla_backend_optimization_level=1"
 if "xla_backend_optimization_level" not in os.environ.get("XLA_FLAGS", ""):
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_QUICK}".strip()
 
-# With the TPU compiler installed, JAX looks for TPUs at every start; where there are none it says
-# so at length on stderr, unless it is told where it is.
-if not any(glob.glob(device) for device in ("/dev/accel*", "/dev/vfio/[0-9]*")):
-    os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-1")
-    os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
-    os.environ.setdefault("TPU_WORKER_ID", "0")
-    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "true")
+launch.quieten_tpu_compiler()
 
 
 def pytest_collection_modifyitems(items):

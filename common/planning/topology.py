@@ -5,28 +5,18 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import math
-import os
 import re
 from typing import Any
 
 import jax
 
-from common import sharding
+from common import launch, sharding
 from common.errors import UserError
 from common.planning import chips
 
 EXAMPLES = ("v5e:1x1", "v5e:2x2", "v5e:16x16", "v6e:4x4", "v5p:2x2x1", "v5p:4x4x4", "v4:2x2x2")
 _DIMENSIONS = {"v4": 3, "v5e": 2, "v5p": 3, "v6e": 2}  # in which chips are wired
 _POD = {"v4": 4096, "v5e": 256, "v5p": 8960, "v6e": 256}  # chips that can be wired together
-
-# libtpu would ask a server of Google's cloud what machine this is, and complain where none answers.
-_OFFLINE = {
-    "TPU_SKIP_MDS_QUERY": "1",
-    "TPU_ACCELERATOR_TYPE": "v5litepod-1",  # of the machine, not of the chips to compile for
-    "TPU_WORKER_HOSTNAMES": "localhost",
-    "TPU_WORKER_ID": "0",
-    "ALLOW_MULTIPLE_LIBTPU_LOAD": "true",  # one process may use the chips, any number compile
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,8 +85,7 @@ def _tpus(name: str, kind: str, count: int) -> tuple[jax.Device, ...]:
         )
     from jax.experimental import topologies
 
-    for variable, value in _OFFLINE.items():
-        os.environ.setdefault(variable, value)
+    launch.quieten_tpu_compiler()
     options: dict[str, Any] = {"chips_per_host_bounds": (1, 1, 1)} if count == 1 else {}
     if kind == "v4":  # whose two cores are one device, as they are where JAX runs on them
         options["chip_config_name"] = "megacore"
