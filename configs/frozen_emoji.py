@@ -31,7 +31,7 @@ def get_config(variant: str = "") -> ConfigDict:
     model.video.time_start = "attending"
     model.text.width, model.text.depth, model.text.heads, model.text.hidden = 128, 2, 4, 512
     model.text.positions = 64
-    model.text.max_pieces, model.text.evaluation_pieces = 24, 48
+    model.text.max_pieces, model.text.evaluation_pieces = 16, 32
     if variant == "minilm":
         model.text.width, model.text.depth, model.text.heads, model.text.hidden = 384, 6, 12, 1536
         model.text.positions, model.text.token_types = 512, 2
