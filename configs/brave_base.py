@@ -89,11 +89,11 @@ def smoke(config: ConfigDict) -> ConfigDict:
     config.model.projection_dim = 8
     config.model.evaluation_frames = 4
     for view in (config.model.narrow, config.model.video, config.model.flow):
-        view.blocks = (1, 1, 1, 1)
+        view.blocks = (1, 1)
         view.width = view.width / 8
         view.num_frames = 2
         view.size = 32
-    config.model.audio.blocks = (1, 1, 1, 1)
+    config.model.audio.blocks = (1, 1)
     config.model.audio.width = 0.125
     config.model.audio.num_samples = 6400
     return config

@@ -69,7 +69,7 @@ def smoke(config: ConfigDict) -> ConfigDict:
     model.embedding_dim = 16
     model.evaluation_frames = 4
     model.video.num_frames, model.video.size = 4, 32
-    model.video.blocks, model.video.width = (1, 1, 1, 1), 0.125
+    model.video.blocks, model.video.width = (1, 1), 0.125
     model.text.vocabulary, model.text.words = "", 20
     model.text.word_dim, model.text.hidden = 8, 16
     model.text.max_words, model.text.evaluation_words = 4, 6

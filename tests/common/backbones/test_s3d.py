@@ -28,7 +28,7 @@ _NARROW = {
     "mixed_4b": (4, 4, 8, 4, 12, 8),
     "mixed_5c": (4, 4, 8, 4, 4, 4),
 }
-_ONE = {"mixed_3b": _NARROW["mixed_3b"]}
+_ONE = {"mixed_5c": _NARROW["mixed_5c"]}
 
 
 @functools.cache
