@@ -30,10 +30,7 @@ def compile_once(monkeypatch):
 @pytest.fixture(scope="module")
 def whole_run(tmp_path_factory):
     """The folder and last state of a run that nothing disturbed."""
-    workdir = tmp_path_factory.mktemp("whole")
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        toy_method.compile_once(monkeypatch)
-        return workdir, loop.train(Toy(), get_config(), workdir, ToyData())
+    return toy_method.trained(tmp_path_factory.mktemp("whole"))
 
 
 def test_a_run_learns_and_writes_each_step_once_and_in_order(whole_run):

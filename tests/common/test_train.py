@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import os
 import pathlib
 import signal
@@ -10,13 +9,12 @@ import subprocess
 import sys
 import time
 
+import noise_records
 import numpy as np
-import PIL.Image
 import pytest
 from toy_method import losses, same_bits
 
 from common import checkpoint, launch
-from common.data import records, shards
 
 pytestmark = pytest.mark.slow
 
@@ -29,25 +27,15 @@ def folder(tmp_path_factory):
     """Holds twelve short clips with sound as records, and what the processes compile."""
     folder = tmp_path_factory.mktemp("train")
     (folder / "records").mkdir()
-    generator = np.random.default_rng(0)
-    with (folder / "records" / "train-00000-of-00001.tfrecord").open("wb") as shard:
-        for number in range(12):
-            frames = generator.integers(0, 256, (12, 6, 6, 3), np.uint8).repeat(8, 1).repeat(8, 2)
-            clip = records.Clip(
-                id=f"clip-{number}",
-                frames_jpeg=[jpeg(frame) for frame in frames],
-                frame_rate=25.0,
-                waveform=generator.normal(0, 0.1, 8000).astype(np.float32),
-                audio_rate=16000,
-            )
-            shard.write(shards.frame(records.serialize(clip)))
+    noise_records.write(
+        folder / "records" / "train-00000-of-00001.tfrecord",
+        (12, 6, 6, 3),
+        lambda number, generator: {
+            "waveform": generator.normal(0, 0.1, 8000).astype(np.float32),
+            "audio_rate": 16000,
+        },
+    )
     return folder
-
-
-def jpeg(frame):
-    buffer = io.BytesIO()
-    PIL.Image.fromarray(frame).save(buffer, "JPEG")
-    return buffer.getvalue()
 
 
 def start(folder, workdir, *changes: str) -> subprocess.Popen[str]:

@@ -36,10 +36,7 @@ def compile_once(monkeypatch):
 @pytest.fixture(scope="module")
 def stopped_run(tmp_path_factory):
     """The folder and last state of a run that its validations ended."""
-    workdir = tmp_path_factory.mktemp("stopped")
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        toy_method.compile_once(monkeypatch)
-        return workdir, loop.train(Toy(), get_config(**RISING), workdir, ToyData())
+    return toy_method.trained(tmp_path_factory.mktemp("stopped"), **RISING)
 
 
 def _rows(workdir):

@@ -23,6 +23,22 @@ def tool_flags(tool, *arguments):
             delattr(flags.FLAGS, name)
 
 
+def run_without(modules, tool, *arguments):
+    """Runs a tool as `run_module` does; it fails, too, where it loads one of the modules."""
+    program = (
+        "import runpy, sys\n"
+        f"sys.argv = {[tool, *map(str, arguments)]}\n"
+        "try:\n"
+        f"    runpy.run_module('{tool}', run_name='__main__')\n"
+        "except SystemExit as end:\n"
+        "    assert not end.code, end.code\n"
+        f"loaded = {set(modules)} & set(sys.modules)\n"
+        "assert not loaded, loaded\n"
+    )
+    command = [sys.executable, "-c", program]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+
+
 def run_module(module, *arguments):
     """Runs ``python -m MODULE ARGUMENTS``; returns what came of it, as `subprocess.run` does."""
     command = [sys.executable, "-m", module, *map(str, arguments)]

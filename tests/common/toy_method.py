@@ -123,6 +123,15 @@ def compile_once(monkeypatch):
     monkeypatch.setattr(validation, "make_validation_step", _make_validation_step)
 
 
+def trained(workdir, **changes):
+    """Trains in a folder, where fixtures outlive single tests; returns it and the last state."""
+    import pytest  # which the runs in processes of their own do not need
+
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        compile_once(monkeypatch)
+        return workdir, loop.train(Toy(), get_config(**changes), workdir, ToyData())
+
+
 def _key(config):
     ignored = config_lib.HARMLESS - {"mesh.data", "mesh.fsdp", "mesh.rules"}
     return str({k: v for k, v in config_lib.flatten(config).items() if k not in ignored})

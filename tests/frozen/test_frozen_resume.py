@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import io
 import os
 import pathlib
 import signal
 import subprocess
 import sys
 
-import numpy as np
-import PIL.Image
+import noise_records
 import pytest
 import train_killed
 from toy_method import losses, same_bits
 
 from common import checkpoint, launch
-from common.data import records, shards
 
 ROOT = pathlib.Path(launch.__file__).parents[1]
 BOUNDARY, STEPS = 2, 4  # steps counted from 0: step 2 is the first of the second row
@@ -28,24 +25,14 @@ def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("curriculum")
     (folder / "records").mkdir()
     (folder / "pieces.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\na\nclip\n0\n1\n2\n3\n")
-    generator = np.random.default_rng(0)
-    with (folder / "records" / "clips-00000-of-00001.tfrecord").open("wb") as shard:
-        for number in range(12):
-            frames = generator.integers(0, 256, (6, 5, 5, 3), np.uint8).repeat(8, 1).repeat(8, 2)
-            clip = records.Clip(
-                id=f"clip-{number}",
-                frames_jpeg=[_jpeg(frame) for frame in frames],
-                frame_rate=25.0,
-                captions=[(text, 0.0, 0.2) for text in ("a clip", f"clip {number % 4}")],
-            )
-            shard.write(shards.frame(records.serialize(clip)))
+    noise_records.write(
+        folder / "records" / "clips-00000-of-00001.tfrecord",
+        (6, 5, 5, 3),
+        lambda number, _: {
+            "captions": [(text, 0.0, 0.2) for text in ("a clip", f"clip {number % 4}")]
+        },
+    )
     return folder
-
-
-def _jpeg(frame):
-    buffer = io.BytesIO()
-    PIL.Image.fromarray(frame).save(buffer, "JPEG")
-    return buffer.getvalue()
 
 
 @pytest.mark.slow
