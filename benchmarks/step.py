@@ -53,6 +53,7 @@ def define_flags() -> None:
 def main(_: list[str]) -> None:
     """Prints the machine, the command and the numbers."""
     _check_flags()
+    launch.keep_memory()
     import jax
 
     launch.keep_compiled_programs()

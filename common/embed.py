@@ -29,6 +29,7 @@ def define_flags() -> None:
 
 def main(argv: list[str]) -> None:
     """Embeds the files that are named after the flags."""
+    launch.keep_memory()
     paths = argv[1:]
     if not paths:
         raise UserError("Name the files to embed after the flags.")

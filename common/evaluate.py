@@ -80,6 +80,7 @@ def define_flags() -> None:
 
 def main(_: list[str]) -> None:
     """Evaluates every encoder asked for."""
+    launch.keep_memory()
     unknown = [name for name in FLAGS.baselines if name not in BASELINES]
     if unknown:
         raise UserError(f"--baselines={unknown[0]}: choose among {', '.join(BASELINES)}.")

@@ -61,6 +61,7 @@ def define_flags() -> None:
 
 def main(_: list[str]) -> None:
     """Finds clips by captions and captions by clips."""
+    launch.keep_memory()
     unknown = [name for name in FLAGS.baselines if name not in BASELINES]
     if unknown:
         raise UserError(f"--baselines={unknown[0]}: choose among {', '.join(BASELINES)}.")

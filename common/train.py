@@ -23,6 +23,7 @@ def define_flags() -> None:
 
 def main(_: list[str]) -> int:
     """Checks the configuration, then trains."""
+    launch.keep_memory()
     config = config_lib.load()
     from common import curriculum, hosts, loop, methods
     from common.data import pipeline

@@ -200,8 +200,12 @@ def _affine_backward(kept, dy):
     # residuals, and in the order of whatever is made of them.
     x, dy = jax.lax.optimization_barrier((x, dy))
     rows = tuple(range(x.ndim - 1))
-    # In this order; what JAX derives is the transpose, for which XLA copies dy column by column.
-    dkernel_IO = jax.lax.dot_general(x, dy, ((rows, rows), ((), ())))
+    over_rows = ((rows, rows), ((), ()))
+    # XLA copies the first factor column by column, and computes it anew at that: the narrower one.
+    if x.shape[-1] > dy.shape[-1]:
+        dkernel_IO = jax.lax.dot_general(dy, x, over_rows).T
+    else:
+        dkernel_IO = jax.lax.dot_general(x, dy, over_rows)
     return dy @ kernel_IO.T, dkernel_IO, dy.sum(rows)
 
 
