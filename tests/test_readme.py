@@ -12,14 +12,14 @@ from tool_flags import run_without
 ROOT = pathlib.Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 VERBS = ("ingest", "inspect", "vocabulary", "train", "evaluate", "retrieve", "export", "embed")
-VERBS += ("search", "localise", "report", "plan")
+VERBS += ("search", "localise", "report", "plan", "sweep")
 TOOLS = (*(f"common.{verb}" for verb in VERBS), "brave.demo", "mil_nce.demo", "frozen.demo")
 
 
 def commands():
     """Every ``python -m ...`` of the documentation and of the configs, on one line each."""
     texts = [(page.name, page.read_text()) for page in PAGES]
-    texts += [(path.name, path.read_text()) for path in (ROOT / "configs").glob("*.py")]
+    texts += [(path.name, path.read_text()) for path in (ROOT / "configs").glob("**/*.py")]
     for name, text in texts:
         text = text.replace("\\\n", " ")
         for found in re.finditer(
