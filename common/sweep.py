@@ -57,9 +57,10 @@ def main(_: list[str]) -> int:
         except local.Interrupted as stopped:
             print(f"{stopped}; the same command continues every run.", flush=True)
             return 128 + stopped.signum
+    found = results.collect(sweep, workdir)
     if not FLAGS.only:  # jobs of an array would write over each other
-        print(f"\n{results.write(sweep, workdir)}")
-    mine = [r for r in results.collect(sweep, workdir) if FLAGS.only in ("", r.workdir.name)]
+        print(f"\n{results.write(sweep, found, workdir)}")
+    mine = [result for result in found if FLAGS.only in ("", result.workdir.name)]
     return int(any(result.status == results.FAILED for result in mine))
 
 

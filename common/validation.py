@@ -117,6 +117,17 @@ def best_step(workdir: str | os.PathLike[str]) -> int:
     return best
 
 
+def best_metrics(workdir: str | os.PathLike[str]) -> Mapping[str, Any]:
+    """Returns the line of the validation with the least loss; empty where there is none.
+
+    Raises:
+        UserError: the file cannot be read.
+    """
+    rows = _read(pathlib.Path(workdir) / FILE_NAME)
+    best = _best(rows)
+    return next((row for row in rows if row["step"] == best), {})
+
+
 def _read(path: pathlib.Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []

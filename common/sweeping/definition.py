@@ -114,6 +114,11 @@ def name_of(overrides: Overrides) -> str:
     return f"{name[:_LONGEST_NAME]}-{zlib.crc32(text.encode()):08x}"
 
 
+def keys_of(runs: Iterable[Overrides]) -> list[str]:
+    """Every key that some run overrides, in the order in which they come."""
+    return list(dict.fromkeys(key for overrides in runs for key in overrides))
+
+
 def flags_of(overrides: Overrides) -> list[str]:
     """The overrides as ``common.train`` takes them."""
     return [f"--config.{key}={value}" for key, value in overrides.items()]

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import io
 import numbers
+import statistics
 from collections.abc import Sequence
 from typing import Any
 
-from common.sweeping.definition import Sweep
+from common.sweeping.definition import Sweep, keys_of
 from common.sweeping.results import DONE, Result
 
 _WIDTH, _HEIGHT = 4.2, 3.4  # inches of a panel
@@ -19,7 +20,7 @@ def draw(sweep: Sweep, results: Sequence[Result]) -> bytes:
     from matplotlib.figure import Figure
 
     known = [r for r in results if r.status == DONE and r.value is not None]
-    varied = [key for key in _keys(results) if len(_values(known, key)) > 1]
+    varied = [key for key in keys_of(r.overrides for r in results) if len(_values(known, key)) > 1]
     keys = [key for key in varied if key != "seed"] or varied
     columns = min(len(keys), 4) or 1
     rows = -(-len(keys) // columns) or 1
@@ -44,21 +45,15 @@ def _panel(axes: Any, key: str, known: Sequence[Result]) -> None:
     axes.scatter(
         [place[r.overrides[key]] for r in with_key], [r.value for r in with_key], s=18, alpha=0.6
     )
-    means = [_mean([r.value for r in with_key if r.overrides[key] == value]) for value in values]
+    means = [
+        statistics.fmean(r.value for r in with_key if r.overrides[key] == value) for value in values
+    ]
     axes.plot([place[v] for v in values], means, color="0.3", linewidth=1)
     if not numeric:
         axes.set_xticks(range(len(values)), [str(v) for v in values])
     elif min(values) > 0 and max(values) / min(values) >= _LOGARITHMIC:
         axes.set_xscale("log")
     axes.grid(alpha=0.3)
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)
-
-
-def _keys(results: Sequence[Result]) -> list[str]:
-    return list(dict.fromkeys(key for result in results for key in result.overrides))
 
 
 def _values(results: Sequence[Result], key: str) -> list[Any]:

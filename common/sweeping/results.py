@@ -16,7 +16,7 @@ from typing import Any
 from common import config as config_lib
 from common.data import files
 from common.errors import UserError
-from common.sweeping.definition import Overrides, Sweep, name_of
+from common.sweeping.definition import Overrides, Sweep, keys_of, name_of
 
 OUTCOME = "sweep_run.json"  # in the folder of each run that ended
 DONE, FAILED, UNFINISHED, NOT_BEGUN = "done", "failed", "not finished", "not begun"
@@ -96,14 +96,10 @@ def _status(folder: pathlib.Path) -> str:
 def _metric(folder: pathlib.Path, name: str) -> float | None:
     from common import metrics, validation  # slow to import: JAX
 
-    validated = name.startswith(_VALIDATION)
-    rows = _rows(folder / (validation.FILE_NAME if validated else metrics.FILE_NAME))
-    if validated:
-        rows = [row for row in rows if row.get("loss") is not None]
-        best = min(rows, key=lambda row: row["loss"], default={})
-        values = [best.get(name.removeprefix(_VALIDATION))]
+    if name.startswith(_VALIDATION):
+        values = [validation.best_metrics(folder).get(name.removeprefix(_VALIDATION))]
     else:
-        values = [row[name] for row in rows if name in row]
+        values = [row[name] for row in _rows(folder / metrics.FILE_NAME) if name in row]
         values = values[-max(1, round(_LAST * len(values))) :]
     if not values or any(v is None or not math.isfinite(v) for v in values):
         return None
@@ -142,7 +138,7 @@ def _without_seed(overrides: Overrides) -> dict[str, Any]:
 
 def table(sweep: Sweep, found: Sequence[Setting]) -> str:
     """The settings as a Markdown table, the best first; keys that are the same in all are not."""
-    keys = list(dict.fromkeys(key for setting in found for key in setting.overrides))
+    keys = keys_of(setting.overrides for setting in found)
     keys = [key for key in keys if len({str(s.overrides.get(key)) for s in found}) > 1]
     head = [*keys, sweep.metric, "standard deviation over seeds", "runs"]
     lines = [head, ["---"] * len(head)]
@@ -166,7 +162,7 @@ def table(sweep: Sweep, found: Sequence[Setting]) -> str:
 
 def rows_as_csv(results: Sequence[Result], metric: str) -> str:
     """Every run, one a line, for spreadsheets."""
-    keys = list(dict.fromkeys(key for result in results for key in result.overrides))
+    keys = keys_of(result.overrides for result in results)
     text = io.StringIO()
     writer = csv.writer(text)
     writer.writerow([*keys, metric, "status", "workdir"])
@@ -193,7 +189,7 @@ def best_config(sweep: Sweep, best: Setting) -> str:
     )
 
 
-def write(sweep: Sweep, workdir: pathlib.Path) -> str:
+def write(sweep: Sweep, results: Sequence[Result], workdir: pathlib.Path) -> str:
     """Writes table, runs, plot and best configuration into the sweep's folder.
 
     The plot is there when a run is done, the configuration when every seed of a setting is.
@@ -203,7 +199,6 @@ def write(sweep: Sweep, workdir: pathlib.Path) -> str:
     """
     from common.sweeping import plot
 
-    results = collect(sweep, workdir)
     found = settings(results, sweep.goal)
     text = table(sweep, found)
     made = {"table.md": text, "results.csv": rows_as_csv(results, sweep.metric)}

@@ -3,7 +3,7 @@
     python -m common.sweep --sweep=configs/sweeps/brave_demo.py --workdir=runs/sweep --parallel=2
 
 compares three learning rates over three seeds by their validation loss on the records of
-`make demo`. Hardware: two CPU cores, about an hour.
+`make demo`, which it needs. Hardware: two CPU cores; nine trainings of the length of that one.
 """
 
 from common.sweeping.definition import Sweep, cross, grid

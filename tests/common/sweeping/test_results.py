@@ -100,7 +100,7 @@ def test_the_folder_of_a_sweep_has_table_runs_plot_and_the_best_configuration(tm
     best = get_config(seed=0, optimizer__exclude=(r".*\.bias",))
     for run in SWEEP.runs:
         config_lib.claim(best, _run(tmp_path, run, _losses(run["rate"] + run["seed"])))
-    said = results.write(SWEEP, tmp_path)
+    said = results.write(SWEEP, results.collect(SWEEP, tmp_path), tmp_path)
     assert said.startswith((tmp_path / "table.md").read_text())
     with open(tmp_path / "results.csv", newline="") as file:
         rows = list(csv.DictReader(file))
@@ -117,5 +117,5 @@ def test_the_folder_of_a_sweep_has_table_runs_plot_and_the_best_configuration(tm
 
 
 def test_with_nothing_done_there_is_a_table_and_no_best_configuration(tmp_path):
-    results.write(SWEEP, tmp_path / "new")
+    results.write(SWEEP, results.collect(SWEEP, tmp_path / "new"), tmp_path / "new")
     assert sorted(path.name for path in (tmp_path / "new").iterdir()) == ["results.csv", "table.md"]
