@@ -18,6 +18,7 @@ from typing import Any
 
 import google_crc32c
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as policies
 
@@ -58,21 +59,27 @@ class Checkpoints:
         Raises:
             UserError: a checkpoint is whole but belongs to another configuration or model.
         """
+        step = hosts.by_first(self._newest_whole)
+        if step is None:
+            return None
+        target = self._folder / str(step) / "state"
+        try:
+            with ocp.StandardCheckpointer() as checkpointer:
+                return TrainState(**checkpointer.restore(target, vars(like)))
+        except (KeyError, TypeError, ValueError) as error:
+            raise UserError(
+                f"The checkpoint {target.parent} is whole but does not fit the model; was the "
+                f"code changed since? Use another --workdir. Orbax says: {error}"
+            ) from error
+
+    def _newest_whole(self) -> int | None:
+        """Returns the newest step whose files are as written; sets aside those that are not."""
         for step in reversed(steps(self._folder)):
             problem = damage(self._folder / str(step))
-            if problem:
-                self._set_aside(step, problem)
-                continue
-            self._check_config(step)
-            target = self._folder / str(step) / "state"
-            try:
-                with ocp.StandardCheckpointer() as checkpointer:
-                    return TrainState(**checkpointer.restore(target, vars(like)))
-            except (KeyError, TypeError, ValueError) as error:
-                raise UserError(
-                    f"The checkpoint {target.parent} is whole but does not fit the model; was the "
-                    f"code changed since? Use another --workdir. Orbax says: {error}"
-                ) from error
+            if problem is None:
+                self._check_config(step)
+                return step
+            self._set_aside(step, problem)
         return None
 
     def save(self, step: int, state: TrainState, best: int | None = None) -> None:
@@ -231,13 +238,22 @@ def read(workdir: str | os.PathLike[str], step: int | None = None) -> tuple[int,
     for candidate in [step] if step is not None else reversed(found):
         problem = damage(folder / str(candidate))
         if problem is None:
-            with ocp.StandardCheckpointer() as checkpointer:
-                tree = checkpointer.restore(folder / str(candidate) / "state")
-            return candidate, jax.tree.map(jax.device_get, tree)
+            return candidate, _read_arrays(folder / str(candidate) / "state")
         problems.append(f"step {candidate}: {problem}")
         _log.warning("The checkpoint %s is damaged (%s).", folder / str(candidate), problem)
     what = "; ".join(problems) or "it is empty"
     raise UserError(f"{folder} holds no whole checkpoint: {what}.")
+
+
+def _read_arrays(path: pathlib.Path) -> dict[str, Any]:
+    """Returns what a checkpoint holds as host arrays, on whatever devices it was written."""
+
+    def like(leaf: Any) -> np.ndarray:
+        return np.broadcast_to(np.zeros((), leaf.dtype), leaf.shape)  # takes no memory
+
+    with ocp.StandardCheckpointer() as checkpointer:
+        saved = checkpointer.metadata(path).item_metadata.tree
+        return checkpointer.restore(path, jax.tree.map(like, saved))
 
 
 def _files(folder: pathlib.Path) -> Iterator[str]:

@@ -6,7 +6,13 @@ import contextlib
 import time
 from collections.abc import Callable, Iterator
 
-PARTS = ("data", "device", "save", "evaluate")
+# What a step is made of, and what a process that is in it is doing.
+PARTS = {
+    "data": "waiting for its batch",
+    "device": "on the devices",
+    "save": "saving",
+    "evaluate": "validating",
+}
 
 # Dense bfloat16 peak per JAX device in FLOP/s, by the beginning of its `device_kind`; the longest
 # match counts. TPU: cloud.google.com/tpu/docs (a v2 or v3 device is one of a chip's two cores).

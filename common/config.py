@@ -34,6 +34,10 @@ HARMLESS = frozenset(
         "data.max_bad_share",
         "data.prefetch",
         "data.threads",
+        "hosts.heartbeat_timeout",
+        "hosts.join_timeout",
+        "hosts.stacks_after",
+        "hosts.stall_timeout",
         "keep_checkpoints",
         "keep_every",
         "log_every",
@@ -48,6 +52,10 @@ _POSITIVE = ("steps", "batch_size", "microbatches", "log_every", "checkpoint_eve
 _POSITIVE += ("keep_checkpoints", "data.block_size", "data.prefetch", "validation.every")
 _NOT_NEGATIVE = ("seed", "keep_every", "data.threads", "collapse_warning")
 _NOT_NEGATIVE += ("validation.examples", "validation.patience")
+_SECONDS = tuple(
+    f"hosts.{name}"
+    for name in ("join_timeout", "heartbeat_timeout", "stall_timeout", "stacks_after")
+)
 _CHOICES = {
     "accumulation": ("mean", "cached"),
     "compute_dtype": ("auto", "float32", "bfloat16"),
@@ -142,6 +150,9 @@ def check(config: ConfigDict) -> None:
     for key in _NOT_NEGATIVE:
         if flat[key] < 0:
             raise UserError(f"config.{key} is {flat[key]}; it must not be negative.")
+    for key in _SECONDS:
+        if not flat[key] > 0:
+            raise UserError(f"config.{key} is {flat[key]}; it must be above 0.")
     for key, choices in _CHOICES.items():
         if flat[key] not in choices:
             close = difflib.get_close_matches(str(flat[key]), choices, 1, 0.0)

@@ -63,6 +63,24 @@ def set_up_logging() -> None:
         logging.getLogger(ours).setLevel(logging.INFO)
 
 
+def speak_as(process: int) -> None:
+    """Lets a process other than the first say only what is wrong, and who it is."""
+    for ours in ("common", "__main__"):
+        logging.getLogger(ours).setLevel(logging.WARNING)
+    for handler in logging.getLogger().handlers:
+        handler.addFilter(_Numbered(process))
+
+
+class _Numbered(logging.Filter):
+    def __init__(self, process: int):
+        super().__init__()
+        self._process = process
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        record.msg = f"process {self._process}: {record.msg}"
+        return True
+
+
 _NO_TPU = {
     "TPU_SKIP_MDS_QUERY": "1",  # do not ask a server of Google's cloud what machine this is
     "TPU_ACCELERATOR_TYPE": "v5litepod-1",

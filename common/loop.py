@@ -20,6 +20,10 @@ Inside the loop the order is fixed:
 Signals: SIGTERM and SIGINT (Ctrl-C) let the step under way end, save and raise `Stopped`, which the
 entry point turns into exit status 128 + signal number: a run that has not reached its last step
 never reports success. The second signal ends the process at once.
+
+Several processes do the same things in the same order. The first one alone writes and decides where
+that cannot follow from the state (`common.hosts`). A signal that reaches any of them travels with
+the metrics of the step, so that all hear of it after the same step and stop after the next.
 """
 
 from __future__ import annotations
@@ -40,14 +44,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
 
-from common import attachments, checkpoint, collapse, hosts, locks, sharding
+from common import attachments, checkpoint, collapse, hosts, locks, sharding, watchdog
 from common import clock as clock_lib
 from common import config as config_lib
 from common import curriculum as curriculum_lib
 from common import metrics as metrics_lib
 from common import state as state_lib
 from common import validation as validation_lib
+from common.cluster import link
 from common.data import pipeline
 from common.errors import UserError
 from common.method import Method
@@ -82,17 +88,22 @@ class _Pending:
     step: int  # as counted after it: 1 for the first
     sample_ids: np.ndarray
     names: list[str]  # of the metrics
-    values: jax.Array  # on the devices, in the order of the names
+    values: jax.Array  # on the devices; see `_in_one`
 
-    def read(self) -> dict[str, np.ndarray]:
-        """Waits for the step and returns its metrics."""
-        return dict(zip(self.names, jax.device_get(self.values), strict=True))
+    def read(self) -> tuple[dict[str, np.ndarray], int]:
+        """Waits for the step; returns its metrics, and the signal that came by then, or 0."""
+        *values, signum = jax.device_get(self.values)
+        return dict(zip(self.names, values, strict=True)), int(signum)
 
 
 @jax.jit
-def _in_one(metrics: Metrics) -> jax.Array:
-    """Puts all metrics, sorted by name, into one array: reading each by itself takes longer."""
-    return jnp.stack([metrics[name].astype(jnp.float32) for name in sorted(metrics)])
+def _in_one(metrics: Metrics, signums_D: jax.Array) -> jax.Array:
+    """Puts all metrics, sorted by name, into one array: reading each by itself takes longer.
+
+    The last entry is the greatest number of a signal that any process has received, or 0.
+    """
+    values = [metrics[name] for name in sorted(metrics)]
+    return jnp.stack([value.astype(jnp.float32) for value in [*values, signums_D.max()]])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -142,10 +153,11 @@ def train_parts(
 def _train(course: Course, workdir: pathlib.Path, data: Sequence[Data]) -> state_lib.TrainState:
     """Starts or continues the run in a folder that is this process's own."""
     config = course.config
-    config_lib.claim(config, workdir)
-    attachments.keep(config, workdir)
+    watchdog.at("opening the folder of the run")
+    _claim(config, workdir)
     checkpoints = checkpoint.Checkpoints(workdir, config)
     program = course.programs[0]
+    watchdog.at("restoring")
     state = checkpoints.restore(program.like)
     start = 0 if state is None else int(state.step)
     history = validation_lib.History(workdir, config.validation.patience, start)
@@ -161,13 +173,36 @@ def _train(course: Course, workdir: pathlib.Path, data: Sequence[Data]) -> state
     )
     try:
         _describe(program, workdir, start)
+        watchdog.at("starting")
         if state is None:
             state = program.start()
+        watchdog.at("compiling")
         course.compiled(start)  # while the first batches are being read
+        hosts.meet("before the first step")
         return _run(course, state, batches, checkpoints, validate, workdir)
     finally:
         batches.close()
+        watchdog.at("finishing the last save")
         checkpoints.finish()
+
+
+def _claim(config: Any, workdir: pathlib.Path) -> None:
+    """Makes the folder that of this run.
+
+    Raises:
+        UserError: it is another's, or not the same one for all processes.
+    """
+
+    def claim() -> None:
+        config_lib.claim(config, workdir)
+        attachments.keep(config, workdir)
+
+    hosts.by_first(claim)
+    if not (workdir / config_lib.FILE_NAME).exists():
+        raise UserError(
+            f"process {hosts.index()} does not see what process 0 wrote into {workdir}: the folder "
+            "of a run must be the same one for all processes, such as a network file system."
+        )
 
 
 def _describe(program: Program, workdir: pathlib.Path, start: int) -> None:
@@ -196,54 +231,75 @@ def _run(
     start = int(state.step)
     peak = clock_lib.peak_flops(jax.devices()[0].device_kind)
     clock = clock_lib.Clock(config.steps - start, peak)
+    alone = hosts.count() == 1
     pending: _Pending | None = None
-    with _Signals() as signals, metrics_lib.MetricsWriter(workdir, start) as writer:
+    writer = (
+        metrics_lib.MetricsWriter(workdir, start) if hosts.is_first() else metrics_lib.Nowhere()
+    )
+    with _Signals(course.programs[0].batch_sharding) as signals, writer:
         report = _Report(config, writer, clock, workdir)
 
+        @contextlib.contextmanager
+        def time(part: str) -> Iterator[None]:
+            place = f"step {number} of {config.steps}, {clock_lib.PARTS[part]}"
+            watchdog.at(place, quick=part in ("data", "device"))
+            with clock.time(part):
+                yield
+
+        def read() -> dict[str, np.ndarray]:
+            values, signum = pending.read()
+            signals.hear(signum)
+            return values
+
         def save(number: int) -> None:
-            with clock.time("device"):
-                values, failure = pending.read(), None
-            with clock.time("evaluate"):
+            with time("device"):
+                values, failure = read(), None
+            with time("evaluate"):
                 try:
                     values |= validate(number, state)
                 except UserError as error:  # its data are at fault; what was trained is kept
+                    if not alone:
+                        raise
                     failure = error
             report(pending, values, state)
-            with clock.time("save"):
+            with time("save"):
                 checkpoints.save(number, state, history.best)
             if failure:
                 raise failure
 
         for number in range(start + 1, config.steps + 1):
             try:
-                with clock.time("data"):
+                with time("data"):
                     batch = next(batches)
             except UserError:  # the data are at fault; what was trained is kept
-                if pending:
+                if pending and alone:  # to save, all processes are needed
                     save(number - 1)
                 raise
             sample_ids = batch.pop(pipeline.SAMPLE_ID)
             program, step = course.program(number - 1), course.compiled(number - 1)
-            with clock.time("device"):
+            with time("device"):
+                signums_D = signals.on_devices()
                 with jax.transfer_guard("disallow"):
                     state, metrics = step(state, batch)
-                    packed = _in_one(metrics)
-                values = pending.read() if pending else None
+                    packed = _in_one(metrics, signums_D)
+                values = read() if pending else None
             clock.tick(program.config.batch_size, program.flops)
+            watchdog.step()
             if pending:
                 report(pending, values, state)
             pending = _Pending(number, sample_ids, sorted(metrics), packed)
             checkpoints.check()
-            last = number == config.steps or signals.received is not None
+            last = number == config.steps or signals.stop is not None
             if last or number % config.checkpoint_every == 0 or validate.due(number):
                 save(number)
                 pending = None
             if last or history.over:
+                watchdog.at("finishing the last save")
                 checkpoints.finish()
                 if history.over:
                     _log.info("%s: %s", workdir, history.why())
                 elif number < config.steps:
-                    raise Stopped(signals.received, number)
+                    raise Stopped(signals.stop, number)
                 return state
     raise AssertionError("a run ends at its last step")
 
@@ -301,15 +357,23 @@ class _Report:
         self, done: _Pending, values: Mapping[str, float], state: state_lib.TrainState
     ) -> UserError:
         """Saves what is needed to look into it; returns the error to raise."""
-        folder = self._workdir.absolute() / "nonfinite" / f"step-{done.step}"
-        folder = checkpoint.unused(folder)
-        folder.mkdir(parents=True)
+        ids = done.sample_ids
+        if hosts.count() > 1:
+            ids = multihost_utils.process_allgather(ids, tiled=True)
         report = {
             "step": done.step,
-            "sample_ids": np.asarray(done.sample_ids).tolist(),
+            "sample_ids": np.asarray(ids).tolist(),
             "metrics": {name: repr(value) for name, value in values.items()},
         }
-        (folder / "report.json").write_text(json.dumps(report, indent=1))
+
+        def begin() -> str:
+            folder = self._workdir.absolute() / "nonfinite" / f"step-{done.step}"
+            folder = checkpoint.unused(folder)
+            folder.mkdir(parents=True)
+            (folder / "report.json").write_text(json.dumps(report, indent=1))
+            return str(folder)
+
+        folder = pathlib.Path(hosts.by_first(begin))
         with ocp.StandardCheckpointer() as checkpointer:
             checkpointer.save(folder / "state", vars(state))
         return UserError(
@@ -323,11 +387,33 @@ class _Report:
 
 
 class _Signals:
-    """Notes the first SIGTERM or SIGINT; the second does what it would have done anyway."""
+    """Notes the first SIGTERM or SIGINT; the second does what it would have done anyway.
 
-    def __init__(self):
-        self.received: int | None = None
+    Attributes:
+        stop: the signal after whose step the run stops, the same in all processes; None: none yet.
+    """
+
+    def __init__(self, sharding: jax.sharding.Sharding):
+        """Takes how something is split over all devices along its only axis."""
+        self.stop: int | None = None
+        self._received: int | None = None
+        self._sharding = sharding
+        self._nothing = self._put(0)
         self._before: dict[int, Any] = {}
+
+    def on_devices(self) -> jax.Array:
+        """Returns what this process has received as a part of (devices,), 0 for nothing."""
+        signum = self._received or link.stop()
+        return self._put(signum) if signum else self._nothing
+
+    def hear(self, signum: int) -> None:
+        """Takes what came back from the devices: what any process has received."""
+        if signum and self.stop is None:
+            self.stop = signum
+
+    def _put(self, signum: int) -> jax.Array:
+        local = np.full(len(self._sharding.addressable_devices), signum, np.int32)
+        return jax.make_array_from_process_local_data(self._sharding, local)
 
     def __enter__(self) -> _Signals:
         if threading.current_thread() is threading.main_thread():  # Python allows no other
@@ -336,7 +422,9 @@ class _Signals:
         return self
 
     def _note(self, signum: int, frame: types.FrameType | None) -> None:
-        self.received = signum
+        self._received = signum
+        if hosts.count() == 1:
+            self.stop = signum
         self._restore()
         _log.warning(
             "%s: saving after this step; send it again to end at once.", signal.Signals(signum).name

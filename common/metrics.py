@@ -61,6 +61,19 @@ class MetricsWriter:
         self.close()
 
 
+class Nowhere:
+    """Takes the place of `MetricsWriter` in the processes of a run that write nothing."""
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        """Does nothing."""
+
+    def __enter__(self) -> Nowhere:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+
 def _drop_after(path: pathlib.Path, step: int) -> None:
     """Takes the lines of steps after ``step``, and a last line cut short, out of the file."""
     if not path.exists():

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import AbstractMesh, AxisType, NamedSharding, PartitionSpec
 
 from common import state as state_lib
@@ -67,6 +68,15 @@ def _mesh_shape(config: Any, devices: int) -> tuple[int, int]:
 def batch_sharding(mesh: jax.sharding.Mesh) -> NamedSharding:
     """Returns how a batch lies: its first axis split over all devices."""
     return NamedSharding(mesh, PartitionSpec(AXES))
+
+
+def local_rows(mesh: jax.sharding.Mesh, batch_size: int) -> np.ndarray:
+    """Returns the rows of a batch that lie on this process's devices, ascending, (rows,).
+
+    Processes need not hold rows that are neighbours: on a TPU the mesh follows the wires.
+    """
+    held = batch_sharding(mesh).addressable_devices_indices_map((batch_size,))
+    return np.sort(np.concatenate([np.arange(batch_size)[rows] for rows in held.values()]))
 
 
 def replicated(mesh: jax.sharding.Mesh) -> NamedSharding:

@@ -10,29 +10,38 @@ from __future__ import annotations
 import logging
 
 from absl import flags
+from ml_collections import ConfigDict
 
 from common import config as config_lib
 from common import launch
+from common.cluster import job, supervisor
 
 
 def define_flags() -> None:
     """Defines the command line."""
     config_lib.define_flag()
     flags.DEFINE_string("workdir", None, "folder of the run: made, or continued", required=True)
+    job.define_flags()
 
 
 def main(_: list[str]) -> int:
-    """Checks the configuration, then trains."""
+    """Checks the configuration, then trains: alone, or as one of the processes of a job."""
     launch.keep_memory()
     config = config_lib.load()
-    from common import curriculum, hosts, loop, methods
+    return supervisor.run_here(config, flags.FLAGS.workdir, lambda: train(config))
+
+
+def train(config: ConfigDict) -> int:
+    """Trains; returns the exit status."""
+    from common import curriculum, loop, methods, sharding
     from common.data import pipeline
 
     launch.keep_compiled_programs()
     parts = []
     for of_part in curriculum.Curriculum(config).configs:
         method = methods.create(of_part)
-        data = pipeline.TrainData(of_part, method.views, hosts.index(), hosts.count())
+        rows = sharding.local_rows(sharding.make_mesh(of_part), of_part.batch_size)
+        data = pipeline.TrainData(of_part, method.views, rows)
         parts.append(loop.Part(of_part, method, data))
     try:
         loop.train_parts(parts, config, flags.FLAGS.workdir)

@@ -173,7 +173,8 @@ class Validator:
             config.data.train, config.seed = self._settings.data, _SEED
         with self._named():
             views = program.method.views
-            self._data = pipeline.TrainData(config, views, hosts.index(), hosts.count())
+            rows = sharding.local_rows(program.mesh, config.batch_size)
+            self._data = pipeline.TrainData(config, views, rows)
             self._num_batches = _num_batches(config, self._data.num_records)
         self._step = jax.jit(
             make_validation_step(program.method, config),

@@ -75,6 +75,13 @@ def get_config() -> ConfigDict:
     # "PATTERN=AXIS": parameters whose path matches are split over "fsdp" along that axis.
     mesh.rules = ()
 
+    # Where several processes train together; see docs/clusters.md. All in seconds.
+    config.hosts = hosts = ConfigDict()
+    hosts.join_timeout = 300.0  # that all processes have to come together
+    hosts.heartbeat_timeout = 30.0  # without a word, after which a process counts as lost
+    hosts.stall_timeout = 1800.0  # without any progress, after which all end
+    hosts.stacks_after = 60.0  # a step longer than this and 20 times the usual shows its stacks
+
     # Validation while training; see common/validation.py.
     config.validation = validation = ConfigDict()
     validation.data = ""  # clips held out, a source as data.train is; empty: nothing is validated

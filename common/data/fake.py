@@ -12,27 +12,29 @@ if TYPE_CHECKING:
 
 
 def batches(
-    spec: Mapping[str, jax.ShapeDtypeStruct], batch_size: int, seed: int
+    spec: Mapping[str, jax.ShapeDtypeStruct], rows: np.ndarray, seed: int
 ) -> Iterator[dict[str, np.ndarray]]:
     """Yields one random batch for ever.
 
     Args:
         spec: shape and dtype of each entry of an example (integers, or floats in [0, 1)).
-        batch_size: examples in a batch.
+        rows: of the batch that are wanted; what is in a row depends on its number and the seed.
         seed: of the noise.
 
     Yields:
-        The same arrays every time, of shape (batch_size, *shape).
+        The same arrays every time, of shape (rows, *shape).
     """
-    generator = np.random.default_rng(seed)
-    batch = {}
-    for name, entry in spec.items():
-        shape = (batch_size, *entry.shape)
-        if np.issubdtype(entry.dtype, np.integer):
-            limits = np.iinfo(entry.dtype)
-            noise = generator.integers(limits.min, limits.max, shape, entry.dtype, endpoint=True)
-        else:
-            noise = generator.random(shape, np.float32).astype(entry.dtype)
-        batch[name] = noise
+    generators = [np.random.default_rng((seed, row)) for row in rows.tolist()]
+    batch = {
+        name: np.stack([_noise(generator, entry) for generator in generators])
+        for name, entry in spec.items()
+    }
     while True:
         yield dict(batch)
+
+
+def _noise(generator: np.random.Generator, entry: jax.ShapeDtypeStruct) -> np.ndarray:
+    if np.issubdtype(entry.dtype, np.integer):
+        limits = np.iinfo(entry.dtype)
+        return generator.integers(limits.min, limits.max, entry.shape, entry.dtype, endpoint=True)
+    return generator.random(entry.shape, np.float32).astype(entry.dtype)

@@ -97,19 +97,6 @@ class Order:
             columns.append((first_B + away_B) % size_B)
         return source_B, np.stack(columns, axis=1)
 
-    def process_slice(self, index: int, count: int) -> slice:
-        """Returns the rows of every batch that process `index` of `count` takes.
-
-        Raises:
-            UserError: the batch cannot be shared equally.
-        """
-        if self.batch_size % count:
-            raise UserError(
-                f"batch_size {self.batch_size} cannot be shared equally by {count} processes."
-            )
-        rows = self.batch_size // count
-        return slice(index * rows, (index + 1) * rows)
-
     def _mix(self, numbers_B: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Returns the source of each draw and which draw of that source it is."""
         source_B, turn_B = np.zeros_like(numbers_B), numbers_B.copy()

@@ -70,17 +70,17 @@ class BadClips:
 class TrainData:
     """The training batches of one process."""
 
-    def __init__(self, config: Any, views: Views, process_index: int = 0, process_count: int = 1):
+    def __init__(self, config: Any, views: Views, rows: np.ndarray | None = None):
         """Opens the sources that ``config.data.train`` names.
 
         Args:
             config: keys ``seed``, ``batch_size`` and ``data``; see configs/base.py.
             views: turns records into examples.
-            process_index: this process.
-            process_count: processes that share each batch.
+            rows: of every batch, ascending, that this process reads; None: all of them. See
+                `common.sharding.local_rows`.
 
         Raises:
-            UserError: a source cannot be opened, or the batch cannot be shared equally.
+            UserError: a source cannot be opened.
         """
         self.bad = BadClips()
         self._config, self._views = config, views
@@ -100,7 +100,7 @@ class TrainData:
             config.seed,
             config.data.block_size,
         )
-        self._rows = self._order.process_slice(process_index, process_count)
+        self._rows = np.arange(config.batch_size) if rows is None else rows
         self._eager_example: Any = None
         # A step is asked for twice: when its records are read, and when its batch is put together.
         self._order_of = functools.lru_cache(maxsize=4)(self._draw)
@@ -123,9 +123,8 @@ class TrainData:
         """
         spec = self._views.spec()
         if self._fake:
-            rows = self._rows.stop - self._rows.start
-            for batch in fake.batches(spec, rows, self._config.seed):
-                yield batch | {SAMPLE_ID: np.zeros((rows, 2), np.int64)}
+            for batch in fake.batches(spec, self._rows, self._config.seed):
+                yield batch | {SAMPLE_ID: np.zeros((len(self._rows), 2), np.int64)}
         examples = Stream(self._examples(start_step))
         for step in itertools.count(start_step):
             number_B, source_B, record_BK = self._draws(step)

@@ -18,7 +18,8 @@ import numpy as np
 from flax import nnx
 
 from common import config as config_lib
-from common import launch, loop, validation
+from common import launch, loop, sharding, validation, watchdog
+from common.cluster import supervisor
 from common.data.pipeline import SAMPLE_ID
 from common.errors import UserError
 from common.program import Program, build
@@ -99,8 +100,9 @@ class Toy:
 class ToyData:
     """Noise that is a function of the step; ``broken_step`` yields data that end in infinity."""
 
-    def __init__(self, batch_size=16, broken_step=None, before=lambda step: None):
+    def __init__(self, batch_size=16, broken_step=None, before=lambda step: None, rows=slice(None)):
         self._batch_size, self._broken_step, self._before = batch_size, broken_step, before
+        self._rows = rows  # of every batch, that this process reads
 
     def batches(self, start_step):
         step = start_step
@@ -112,7 +114,7 @@ class ToyData:
                 clip[:] = 255
             ids = step * 100 + np.arange(self._batch_size)
             ids = np.stack([np.zeros_like(ids), ids], axis=1)
-            yield {"clip": clip, SAMPLE_ID: ids}
+            yield {"clip": clip[self._rows], SAMPLE_ID: ids[self._rows]}
             step += 1
 
 
@@ -175,24 +177,42 @@ def same_bits(a, b):
 
 
 def main(workdir: str, *changes: str) -> None:
-    """Trains; ``kill=N`` sends this process the signal ``with`` when it reads batch N."""
+    """Trains; ``kill=N`` sends this process the signal ``with`` when it reads batch N.
+
+    With ``kill_at=PLACE`` it does so when it comes to a place of that name, see `common.watchdog`.
+    """
     pairs = (change.split("=", 1) for change in changes)
     values = {key.replace(".", "__"): json.loads(value) for key, value in pairs}
     kill, signum = values.pop("kill", None), values.pop("with", signal.SIGKILL)
+    kill_at, at = values.pop("kill_at", None), watchdog.at
     launch.set_up_logging()
-    launch.keep_compiled_programs()
+    config = get_config(**values)
 
     def before(step):
         if step == kill:
             os.kill(os.getpid(), signum)
 
-    config = get_config(**values)
+    def at_or_never(place, quick=False):
+        at(place, quick)
+        if kill_at and kill_at in place:
+            os.kill(os.getpid(), signum)
+
+    watchdog.at = at_or_never
+
+    def train():
+        launch.keep_compiled_programs()
+        rows = sharding.local_rows(sharding.make_mesh(config), config.batch_size)
+        try:
+            loop.train(Toy(), config, workdir, ToyData(config.batch_size, None, before, rows))
+        except loop.Stopped as stopped:
+            return 128 + stopped.signum
+        return 0
+
     try:
-        loop.train(Toy(), config, workdir, ToyData(config.batch_size, before=before))
-    except loop.Stopped as stopped:
-        sys.exit(128 + stopped.signum)
+        status = supervisor.run_here(config, workdir, train)
     except UserError as error:
         sys.exit(f"error: {error}")
+    sys.exit(status)
 
 
 if __name__ == "__main__":

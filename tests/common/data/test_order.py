@@ -34,22 +34,6 @@ def test_in_a_mixture_too_every_pass_over_a_source_is_complete(sizes, seed):
 
 @settings(max_examples=40, deadline=None)
 @given(
-    seed=seeds,
-    rows=st.integers(1, 6),
-    count=st.integers(1, 8),
-    step=st.integers(0, 10**7),
-    size=st.integers(1, 100),
-)
-def test_slices_of_any_number_of_processes_are_disjoint_and_complete(seed, rows, count, step, size):
-    order = Order([size, 7], [0.3, 0.7], batch_size=rows * count, seed=seed)
-    source_B, record_BK = order.batch(step)
-    slices = [order.process_slice(index, count) for index in range(count)]
-    assert np.array_equal(np.concatenate([source_B[part] for part in slices]), source_B)
-    assert np.array_equal(np.concatenate([record_BK[part] for part in slices]), record_BK)
-
-
-@settings(max_examples=40, deadline=None)
-@given(
     weights=st.lists(st.floats(0.01, 100), min_size=2, max_size=9),
     seed=seeds,
     blocks=st.integers(1, 12),
@@ -153,8 +137,3 @@ def test_a_data_set_smaller_than_a_batch_is_repeated_evenly():
 def test_impossible_orders_are_refused(arguments):
     with pytest.raises(UserError):
         Order(**arguments)
-
-
-def test_a_batch_that_processes_cannot_share_is_refused():
-    with pytest.raises(UserError, match="shared equally by 3"):
-        Order([5], [1.0], batch_size=4, seed=0).process_slice(0, 3)
