@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pathlib
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -38,7 +39,7 @@ def folder(tmp_path_factory):
     return folder
 
 
-def start(folder, workdir, *changes: str) -> subprocess.Popen[str]:
+def start(folder, workdir, *changes: str, devices: int = 1) -> subprocess.Popen[str]:
     command = [
         sys.executable, "-m", "common.train", "--config=configs/brave_demo.py:smoke",
         f"--workdir={workdir}", f"--config.data.train={folder / 'records'}",
@@ -46,6 +47,7 @@ def start(folder, workdir, *changes: str) -> subprocess.Popen[str]:
         "--config.validation.every=4", *changes,
     ]  # fmt: skip
     environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XDG_CACHE_HOME": str(folder / "cache")}
+    environment["XLA_FLAGS"] += f" --xla_force_host_platform_device_count={devices}"
     return subprocess.Popen(
         command,
         cwd=ROOT,
@@ -79,3 +81,18 @@ def test_training_killed_in_the_middle_continues_bit_identically(folder, tmp_pat
     assert same_bits(checkpoint.read(killed)[1], checkpoint.read(whole)[1])
     validated = [step for step in losses(whole) if "validation/loss" in losses(whole)[step]]
     assert validated == [4, 8]
+
+
+def test_two_processes_train_the_bits_of_one_with_two_devices(folder, tmp_path):
+    with socket.create_server(("localhost", 0)) as server:
+        job = [f"--coordinator=localhost:{server.getsockname()[1]}", "--processes=2"]
+    split = ["--config.mesh.fsdp=2", "--config.mesh.rules=('.*kernel=-1',)"]
+    runs = [start(folder, tmp_path / "two", *job, f"--process={i}", *split) for i in range(2)]
+    said = [run.communicate(timeout=400)[1] for run in runs]
+    assert [run.returncode for run in runs] == [0, 0], said
+    assert "{'data': 1, 'fsdp': 2}" in said[0] and "step 8/8" in said[0]
+    assert "step 8/8" not in said[1]  # one of them speaks for all
+    one = start(folder, tmp_path / "one", *split, devices=2)
+    assert one.wait(timeout=400) == 0, one.stderr.read()
+    assert losses(tmp_path / "two") == losses(tmp_path / "one")
+    assert same_bits(checkpoint.read(tmp_path / "two")[1], checkpoint.read(tmp_path / "one")[1])
