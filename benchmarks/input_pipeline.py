@@ -47,8 +47,8 @@ def define_flags() -> None:
 
 def main(_: list[str]) -> None:
     """Prints one table for each kind of example."""
-    folder = _make_records(pathlib.Path(flags.FLAGS.cache), flags.FLAGS.clips)
-    print(f"machine: {_machine()}\ncommand: {' '.join(['python', *sys.argv])}")
+    folder = make_records(pathlib.Path(flags.FLAGS.cache), flags.FLAGS.clips)
+    print(f"machine: {machine()}\ncommand: {' '.join(['python', *sys.argv])}")
     for config_name in ("brave_v_a", "brave_v_v"):
         _compare(config_name, folder)
 
@@ -57,7 +57,7 @@ def _compare(config_name: str, folder: pathlib.Path) -> None:
     from brave.views import BraveViews
     from common.data.pipeline import TrainData
 
-    config = _config(config_name, folder)
+    config = config_of(config_name, folder)
     views = BraveViews(config)
     frames = sum(s.shape[0] for s in views.spec().values() if len(s.shape) == 4)
     examples = flags.FLAGS.examples
@@ -72,7 +72,8 @@ def _compare(config_name: str, folder: pathlib.Path) -> None:
     print(f"ours is {published[1] / ours[1]:.1f}x the published way per CPU second (aim: 3x)")
 
 
-def _config(name: str, folder: pathlib.Path):
+def config_of(name: str, folder: pathlib.Path):
+    """Returns a published config that reads the records of this benchmark."""
     import importlib
 
     config = importlib.import_module(f"configs.{name}").get_config()
@@ -245,7 +246,7 @@ def _chance(probability: float):
     return tf.random.uniform(()) < probability
 
 
-def _make_records(cache: pathlib.Path, number: int) -> pathlib.Path:
+def make_records(cache: pathlib.Path, number: int) -> pathlib.Path:
     """Returns a folder of records, made if it is not there: textures that move, and noise."""
     from common.data import records, shards
 
@@ -299,7 +300,8 @@ def _jpeg(image: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
-def _machine() -> str:
+def machine() -> str:
+    """Returns what processor this is, and how many of it."""
     model = platform.processor() or platform.machine()
     cpuinfo = pathlib.Path("/proc/cpuinfo")
     if cpuinfo.exists():

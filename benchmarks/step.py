@@ -24,6 +24,7 @@ import tempfile
 import time
 from typing import Any
 
+import numpy as np
 from absl import flags
 
 from common import config as config_lib
@@ -96,7 +97,7 @@ def measure_step(config: Any, repeats: int) -> None:
     start = time.perf_counter()
     step = program.compile()
     print(f"compilation: {time.perf_counter() - start:.1f} s")
-    noise = next(fake.batches(method.views.spec(), config.batch_size, config.seed))
+    noise = next(fake.batches(method.views.spec(), np.arange(config.batch_size), config.seed))
     batch = {name: jax.device_put(x, program.batch_sharding) for name, x in noise.items()}
     state, metrics = step(program.init(), batch)
     jax.block_until_ready(metrics)

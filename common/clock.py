@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import time
 from collections.abc import Callable, Iterator
 
@@ -80,6 +81,7 @@ class Clock:
         self._lap_done = self._lap_clips = 0
         self._lap_flops = 0.0
         self._seconds = dict.fromkeys(PARTS, 0.0)
+        self._total = dict.fromkeys(PARTS, 0.0)
 
     @contextlib.contextmanager
     def time(self, part: str) -> Iterator[None]:
@@ -88,7 +90,9 @@ class Clock:
         try:
             yield
         finally:
-            self._seconds[part] += self._now() - start
+            seconds = self._now() - start
+            self._seconds[part] += seconds
+            self._total[part] += seconds
 
     def tick(self, clips: int, flops: float | None = None) -> None:
         """Counts one step as done.
@@ -110,6 +114,8 @@ class Clock:
         seconds = now - self._lap_start
         values = {"time/step": seconds / steps, "clips_per_second": self._lap_clips / seconds}
         values |= {f"time/{part}": self._seconds[part] / steps for part in PARTS}
+        if resident := host_memory():
+            values["host_memory"] = resident
         if self._lap_flops:
             values["flops_per_second_per_device"] = self._lap_flops / seconds
             if self._peak:
@@ -119,11 +125,30 @@ class Clock:
         self._seconds = dict.fromkeys(PARTS, 0.0)
         return values
 
+    def summary(self) -> str:
+        """Says how long all steps so far took, and what of it was which part."""
+        seconds = self._now() - self._start
+        shares = [
+            f"{self._total[part] / seconds:.0%} {doing}"
+            for part, doing in PARTS.items()
+            if self._total[part] >= 0.005 * seconds
+        ]
+        return f"{self._done:,} steps in {show_seconds(seconds)}: {', '.join(shares)}"
+
     def seconds_left(self) -> float | None:
         """Returns the time left at the mean speed so far; None before the first step."""
         if self._done == 0:
             return None
         return (self._now() - self._start) / self._done * (self._steps - self._done)
+
+
+def host_memory() -> int | None:
+    """Returns the bytes of memory that this process holds; None where the system does not say."""
+    try:
+        with open("/proc/self/statm") as file:
+            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:
+        return None
 
 
 def show_seconds(seconds: float) -> str:

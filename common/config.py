@@ -33,6 +33,7 @@ HARMLESS = frozenset(
         "collapse_warning",
         "data.max_bad_share",
         "data.prefetch",
+        "data.reads",
         "data.threads",
         "hosts.heartbeat_timeout",
         "hosts.join_timeout",
@@ -50,7 +51,7 @@ HARMLESS = frozenset(
 
 _POSITIVE = ("steps", "batch_size", "microbatches", "log_every", "checkpoint_every")
 _POSITIVE += ("keep_checkpoints", "data.block_size", "data.prefetch", "validation.every")
-_NOT_NEGATIVE = ("seed", "keep_every", "data.threads", "collapse_warning")
+_NOT_NEGATIVE = ("seed", "keep_every", "data.threads", "data.reads", "collapse_warning")
 _NOT_NEGATIVE += ("validation.examples", "validation.patience")
 _SECONDS = tuple(
     f"hosts.{name}"

@@ -35,8 +35,6 @@ import logging
 import os
 import pathlib
 import signal
-import threading
-import types
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -46,18 +44,18 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
-from common import attachments, checkpoint, collapse, hosts, locks, sharding, watchdog
+from common import attachments, checkpoint, collapse, hosts, locks, sharding, waits, watchdog
 from common import clock as clock_lib
 from common import config as config_lib
 from common import curriculum as curriculum_lib
 from common import metrics as metrics_lib
 from common import state as state_lib
 from common import validation as validation_lib
-from common.cluster import link
 from common.data import pipeline
 from common.errors import UserError
 from common.method import Method
 from common.program import Course, Program, build
+from common.signals import Signals
 from common.step import Metrics
 
 COLLAPSE_PATIENCE = 500  # steps between two warnings
@@ -236,7 +234,7 @@ def _run(
     writer = (
         metrics_lib.MetricsWriter(workdir, start) if hosts.is_first() else metrics_lib.Nowhere()
     )
-    with _Signals(course.programs[0].batch_sharding) as signals, writer:
+    with Signals(course.programs[0].batch_sharding) as signals, writer:
         report = _Report(config, writer, clock, workdir)
 
         @contextlib.contextmanager
@@ -296,6 +294,7 @@ def _run(
             if last or history.over:
                 watchdog.at("finishing the last save")
                 checkpoints.finish()
+                _log.info("%s", clock.summary())
                 if history.over:
                     _log.info("%s: %s", workdir, history.why())
                 elif number < config.steps:
@@ -316,6 +315,7 @@ class _Report:
     ):
         self._config, self._writer, self._clock, self._workdir = config, writer, clock, workdir
         self._watch = collapse.Watch(config.collapse_warning, COLLAPSE_PATIENCE)
+        self._waits = waits.Watch(config.data)
 
     def __call__(
         self, done: _Pending, metrics: Mapping[str, np.ndarray], state: state_lib.TrainState
@@ -333,6 +333,7 @@ class _Report:
             values |= self._clock.lap()
             self._writer.write(done.step, values)
             self._watch.see(done.step, values)
+            self._waits.see(done.step, values)
             _log.info("%s", self._line(done.step, values))
 
     def _line(self, step: int, values: Mapping[str, float]) -> str:
@@ -384,56 +385,3 @@ class _Report:
             "set config.optimizer.clip_norm; if it did not, look at the examples, and try "
             "config.compute_dtype=float32."
         )
-
-
-class _Signals:
-    """Notes the first SIGTERM or SIGINT; the second does what it would have done anyway.
-
-    Attributes:
-        stop: the signal after whose step the run stops, the same in all processes; None: none yet.
-    """
-
-    def __init__(self, sharding: jax.sharding.Sharding):
-        """Takes how something is split over all devices along its only axis."""
-        self.stop: int | None = None
-        self._received: int | None = None
-        self._sharding = sharding
-        self._nothing = self._put(0)
-        self._before: dict[int, Any] = {}
-
-    def on_devices(self) -> jax.Array:
-        """Returns what this process has received as a part of (devices,), 0 for nothing."""
-        signum = self._received or link.stop()
-        return self._put(signum) if signum else self._nothing
-
-    def hear(self, signum: int) -> None:
-        """Takes what came back from the devices: what any process has received."""
-        if signum and self.stop is None:
-            self.stop = signum
-
-    def _put(self, signum: int) -> jax.Array:
-        local = np.full(len(self._sharding.addressable_devices), signum, np.int32)
-        return jax.make_array_from_process_local_data(self._sharding, local)
-
-    def __enter__(self) -> _Signals:
-        if threading.current_thread() is threading.main_thread():  # Python allows no other
-            for signum in (signal.SIGTERM, signal.SIGINT):
-                self._before[signum] = signal.signal(signum, self._note)
-        return self
-
-    def _note(self, signum: int, frame: types.FrameType | None) -> None:
-        self._received = signum
-        if hosts.count() == 1:
-            self.stop = signum
-        self._restore()
-        _log.warning(
-            "%s: saving after this step; send it again to end at once.", signal.Signals(signum).name
-        )
-
-    def _restore(self) -> None:
-        for signum, handler in self._before.items():
-            signal.signal(signum, handler)
-        self._before = {}
-
-    def __exit__(self, *error: object) -> None:
-        self._restore()

@@ -106,8 +106,9 @@ def build(
         )
         for name, spec in method.views.spec().items()
     }
+    whole = functools.partial(sharding.whole, mesh=mesh, specs=specs)
     step = jax.jit(
-        step_lib.make_train_step(method, graphdef, optimizer, schedule, config),
+        step_lib.make_train_step(method, graphdef, optimizer, schedule, config, whole),
         donate_argnums=0,
         out_shardings=(state_shardings, sharding.replicated(mesh)),
     )

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
-from common import launch
+from common import clock, launch, waits
 from common.errors import UserError
 
 if TYPE_CHECKING:
@@ -49,6 +49,7 @@ _CURVES = (  # title, and the metrics whose names match
     ("Learning rate", r"^learning_rate$"),
     ("Share of their dimensions that embeddings use", r"^collapse/rank/"),
     ("Clips per second", r"^clips_per_second$"),
+    ("Host memory, bytes", r"^host_memory$"),
 )
 
 
@@ -73,7 +74,7 @@ def main(_: list[str]) -> None:
     rows = _read_metrics(workdir / "metrics.jsonl")
     parts = [_heading(config, rows)]
     parts += [_table(table) for one in results for table in result_tables.tables(one)]
-    parts.append(_curves(rows))
+    parts += [_curves(rows), _time(rows)]
     parts.append(_examples(config, FLAGS.records, FLAGS.examples))
     output = pathlib.Path(FLAGS.output)
     output.parent.mkdir(parents=True, exist_ok=True)
@@ -95,6 +96,28 @@ def _read_metrics(path: pathlib.Path) -> list[dict[str, float]]:
     if not rows:
         raise UserError(f"{path} is empty: the run has not finished a step that it logs.")
     return rows
+
+
+def _time(rows: list[dict[str, float]]) -> str:
+    """Says what the time of a step went into."""
+    import numpy as np
+
+    timed = [row for row in rows if "time/step" in row]
+    if not timed:
+        return ""
+    steps = np.diff([0, *(row["step"] for row in timed)])
+
+    def mean(name: str) -> float:
+        return float(np.average([row[name] for row in timed], weights=steps))
+
+    step = mean("time/step")
+    shares = {part: mean(f"time/{part}") / step for part in clock.PARTS}
+    listed = ", ".join(f"{share:.0%} {clock.PARTS[part]}" for part, share in shares.items())
+    said = waits.verdict(shares["data"] * step, step, mean("clips_per_second"))
+    return (
+        f"<h2>Time</h2><p>A step took {1000 * step:,.0f} ms: {listed}. "
+        f"The run was {'not input-bound' if said is None else said}.</p>"
+    )
 
 
 def _page(body: str, method: str) -> str:

@@ -1,12 +1,16 @@
 """The mesh of devices, and which array lies where on it.
 
-The batch is split over both mesh axes. Parameters are replicated unless a rule "PATTERN=AXIS"
-splits those whose path matches over "fsdp" along one of their axes; whatever mirrors a parameter
-(moments of the optimizer, moving average) lies as the parameter does.
+The batch is split over both mesh axes. Parameters are split over "fsdp" by rules "PATTERN=AXIS", of
+which the first whose pattern matches a parameter's path counts; whatever mirrors a parameter
+(moments of the optimizer, moving average) lies as the parameter does. The axis is a number, "none",
+or "auto", the largest axis that can be divided, which is what all parameters have unless told
+otherwise: so a mesh with ``fsdp`` above 1 shares out any model. A device holds its part and gathers
+the whole of a parameter where it is used (ZeRO, Rajbhandari et al., 2019, arXiv:1910.02054).
 """
 
 from __future__ import annotations
 
+import functools
 import logging
 import math
 import re
@@ -21,6 +25,8 @@ from common import state as state_lib
 from common.errors import UserError
 
 AXES = ("data", "fsdp")
+_WORDS = ("auto", "none")
+_WORTH_SPLITTING = 1 << 14  # numbers; gathering less takes longer than what it saves is worth
 
 _log = logging.getLogger(__name__)
 
@@ -84,7 +90,7 @@ def replicated(mesh: jax.sharding.Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
-def _parse_rules(rules: tuple[str, ...]) -> list[tuple[re.Pattern[str], int]]:
+def _parse_rules(rules: tuple[str, ...]) -> list[tuple[re.Pattern[str], int | str]]:
     """Turns "PATTERN=AXIS" texts into compiled patterns and axes."""
     parsed = []
     for rule in rules:
@@ -92,7 +98,8 @@ def _parse_rules(rules: tuple[str, ...]) -> list[tuple[re.Pattern[str], int]]:
         try:
             if not equals:
                 raise ValueError("there is no '='")
-            parsed.append((re.compile(pattern), int(axis)))
+            axis = axis.strip()
+            parsed.append((re.compile(pattern), axis if axis in _WORDS else int(axis)))
         except (re.error, ValueError) as error:
             raise UserError(
                 f"config.mesh.rules: {rule!r} is not of the form PATTERN=AXIS ({error})."
@@ -118,6 +125,10 @@ def parameter_specs(
                 continue
             used.add(number)
             shape, parts = leaf.shape, mesh.shape["fsdp"]
+            if axis == "auto":
+                axis = _widest(shape, parts)
+            if axis is None or axis == "none":
+                break
             if not -len(shape) <= axis < len(shape) or shape[axis] % parts:
                 raise UserError(
                     f"config.mesh.rules: {rules[number]!r} cannot split {path} of shape {shape} "
@@ -134,6 +145,40 @@ def parameter_specs(
                 f"whole path such as {next(iter(specs))!r}."
             )
     return specs
+
+
+def _widest(shape: tuple[int, ...], parts: int) -> int | None:
+    """Returns the axis that "auto" splits: of the longest that can be divided the last."""
+    if parts == 1 or math.prod(shape) < _WORTH_SPLITTING:
+        return None
+    axes = [axis for axis, size in enumerate(shape) if size % parts == 0]
+    return max(axes, key=lambda axis: (shape[axis], axis), default=None)
+
+
+def whole(params: Any, mesh: Any, specs: dict[str, PartitionSpec]) -> Any:
+    """Gathers parameters that are split, inside a step; their gradients are split as they are.
+
+    Without it XLA may as well split the products by the parameters' axes and move activations.
+    """
+    if mesh.shape["fsdp"] == 1:
+        return params
+
+    def gather(path: tuple[Any, ...], leaf: jax.Array) -> jax.Array:
+        spec = specs[state_lib.path_of(path)]
+        return leaf if spec == PartitionSpec() else _gather(NamedSharding(mesh, spec), leaf)
+
+    return jax.tree_util.tree_map_with_path(gather, params)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _gather(split: NamedSharding, leaf: jax.Array) -> jax.Array:
+    return jax.lax.with_sharding_constraint(leaf, NamedSharding(split.mesh, PartitionSpec()))
+
+
+_gather.defvjp(
+    lambda split, leaf: (_gather(split, leaf), None),
+    lambda split, _, pull: (jax.lax.with_sharding_constraint(pull, split),),
+)
 
 
 def state_shardings(state: Any, mesh: jax.sharding.Mesh, specs: dict[str, PartitionSpec]) -> Any:

@@ -31,8 +31,11 @@ def make_train_step(
     optimizer: optax.GradientTransformation,
     schedule: optax.Schedule,
     config: Any,
+    whole: Callable[[Tree], Tree] = lambda params: params,
 ) -> Step:
     """Returns the step of a method, to be jitted.
+
+    ``whole`` gathers parameters that lie in parts, see `common.sharding.whole`.
 
     With ``config.microbatches`` > 1 parts of the batch go through the networks one after the other,
     and batch norm sees one part at a time. ``config.accumulation`` says what the objective sees:
@@ -55,7 +58,7 @@ def make_train_step(
     def embed(
         params: Tree, model_state: Tree, batch: Batch, keys_B: jax.Array
     ) -> tuple[Embeddings, Tree]:
-        model = merge(graphdef, params, model_state)
+        model = merge(graphdef, whole(params), model_state)
         embeddings = method.embed(model, method.augment(batch, keys_B))
         return embeddings, split(model)[1]
 

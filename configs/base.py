@@ -39,6 +39,9 @@ def get_config() -> ConfigDict:
     data.block_size = 1  # neighbouring records read together; >1 where random reads are dear
     data.max_bad_share = 0.01  # share of unreadable clips above which the run stops
     data.threads = 0  # host threads that read and decode; 0 means one per core
+    # Examples that are read and decoded at a time, which is what hides the latency of a store far
+    # away; 0 means one per thread where all files are local, and 64 where some are not.
+    data.reads = 0
     data.prefetch = 2  # batches ready on the device ahead of the step
     data.reduced_decode = True  # decode JPEG at 1/2, 1/4, 1/8 scale where the target is that small
 
@@ -72,8 +75,9 @@ def get_config() -> ConfigDict:
     config.mesh = mesh = ConfigDict()
     mesh.data = -1  # devices along "data"; -1: all that "fsdp" leaves
     mesh.fsdp = 1  # devices over which parameters are sharded as well
-    # "PATTERN=AXIS": parameters whose path matches are split over "fsdp" along that axis.
-    mesh.rules = ()
+    # "PATTERN=AXIS": parameters whose path matches are split over "fsdp" along that axis; "auto":
+    # the largest that can be divided, "none": they stay whole. The first rule that matches counts.
+    mesh.rules = (".*=auto",)
 
     # Where several processes train together; see docs/clusters.md. All in seconds.
     config.hosts = hosts = ConfigDict()

@@ -31,6 +31,7 @@ def get_config() -> ConfigDict:
     video.grid_size = 224  # for which there is a row of positions for every patch
     video.patch = 16
     video.width, video.depth, video.heads = 768, 12, 12  # ViT-B; see space_time_transformer.SIZES
+    video.mlp_ratio = 4.0  # hidden units of the perceptrons over the width; ViT-g: 6144 / 1408
     video.activation = "gelu"  # or "quick_gelu", as CLIP
     video.pre_norm = False  # as CLIP
     video.eps = 1e-6  # of norms; Hugging Face's ViT has 1e-12, CLIP 1e-5

@@ -52,6 +52,7 @@ class FrozenModel(nnx.Module):
             width=video.width,
             depth=video.depth,
             heads=video.heads,
+            mlp_ratio=video.mlp_ratio,
             num_frames=video.max_frames,
             activation=video.activation,
             pre_norm=video.pre_norm,

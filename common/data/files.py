@@ -30,22 +30,32 @@ class File:
         self.remote = is_remote(self.path)
         try:
             if self.remote:
-                self.size = size(path)
                 self._file: Any = gfile(self.path).GFile(self.path, "rb")
                 self._close = weakref.finalize(self, self._file.close)
             else:
                 self._file = os.open(self.path, os.O_RDONLY)
                 self._close = weakref.finalize(self, os.close, self._file)
-                self.size = os.fstat(self._file).st_size
         except errors() as error:
             raise UserError(f"{self.path} cannot be read: {error}") from error
 
+    @functools.cached_property
+    def size(self) -> int:
+        """Bytes of the file; of one far away that is a request by itself, made when it is asked."""
+        return size(self.path) if self.remote else os.fstat(self._file).st_size
+
     def read(self, offset: int, length: int) -> bytes:
-        """Returns the bytes there; fewer where the file ends."""
+        """Returns the bytes there; fewer where the file ends.
+
+        Raises:
+            UserError: a file far away cannot be read.
+        """
         if not self.remote:
             return os.pread(self._file, length, offset)
-        self._file.seek(offset)
-        return self._file.read(length)
+        try:  # of what is not there TensorFlow says so only now
+            self._file.seek(offset)
+            return self._file.read(length)
+        except errors() as error:
+            raise UserError(f"{self.path} cannot be read: {error}") from error
 
     def __enter__(self) -> File:
         return self

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 _GRACE = 1000  # draws that count at least when the share of bad ones is judged
 _FOREVER = np.iinfo(np.int64).max
+_READS_FAR_AWAY = 64  # at a time, of files on another machine
 _DRAWS_TOGETHER = 1024  # whose order takes as long to compute as that of a few
 
 _log = logging.getLogger(__name__)
@@ -171,8 +172,9 @@ class TrainData:
             return tuple(map(tf.ensure_shape, drawn, [s.shape for s in signature]))
 
         options = tf.data.Options()
-        threads = self._config.data.threads or os.cpu_count()
-        options.threading.private_threadpool_size = threads
+        reads = self._reads()
+        # A thread that waits for a file decodes nothing meanwhile, so there is one for each read.
+        options.threading.private_threadpool_size = reads
         options.threading.max_intra_op_parallelism = 1
         options.autotune.enabled = False
         options.deterministic = True
@@ -184,12 +186,19 @@ class TrainData:
             # Without AutoGraph: it traces slowly and hides what its callees raise.
             .map(
                 tf.autograph.experimental.do_not_convert(self._numbered_example),
-                num_parallel_calls=threads,
+                num_parallel_calls=reads,
                 deterministic=True,
             )
         )
         # A batch of one would be a copy for nothing.
         return (examples.batch(size) if size > 1 else examples).with_options(options)
+
+    def _reads(self) -> int:
+        """Returns how many examples are read at a time."""
+        data = self._config.data
+        threads = data.threads or os.cpu_count() or 1
+        remote = any(source.records.remote for source in self._sources)
+        return data.reads or (max(threads, _READS_FAR_AWAY) if remote else threads)
 
     def _locate_step(self, step: np.ndarray) -> tuple[np.ndarray, ...]:
         number_B, source_B, record_BK = self._draws(int(step))

@@ -202,6 +202,11 @@ class RecordSet:
             raise UserError(f"The shards of {source} hold no records.")
         return records
 
+    @property
+    def remote(self) -> bool:
+        """Whether any of the shards is on another machine, as far as its name says."""
+        return any(map(files.is_remote, self.paths))
+
     def __len__(self) -> int:
         return len(self._offsets)
 

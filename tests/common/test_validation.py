@@ -47,7 +47,7 @@ def _by_hand(config, params, model_state, num_batches=1):
     """Loss and metrics on fake clips in evaluation mode, microbatch by microbatch."""
     method, size, parts = Toy(), config.batch_size, config.microbatches
     graphdef = nnx.graphdef(nnx.eval_shape(lambda: method.build(nnx.Rngs(0))))
-    clip = next(fake.batches(method.views.spec(), size, validation._SEED))["clip"]
+    clip = next(fake.batches(method.views.spec(), np.arange(size), validation._SEED))["clip"]
 
     @jax.jit
     def batch(number):

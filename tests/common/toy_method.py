@@ -160,7 +160,7 @@ def _make_validation_step(method, config, make=validation.make_validation_step, 
 def losses(workdir):
     """Returns ``{step: the metrics that do not depend on time}``, as text, from metrics.jsonl."""
     result = {}
-    timed = ("time/", "clips_per_second", "flops", "utilisation")
+    timed = ("time/", "clips_per_second", "flops", "utilisation", "host_memory")
     for line in (pathlib.Path(workdir) / "metrics.jsonl").read_text().splitlines():
         values = json.loads(line)
         assert values["step"] not in result, "a step was written twice"

@@ -2,13 +2,14 @@
 
 import io
 import logging
+import threading
 
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
 from PIL import Image
 
-from common.data import records, shards, stream
+from common.data import files, records, shards, stream
 from common.data.pipeline import SAMPLE_ID, TrainData
 from common.errors import UserError
 from configs import base
@@ -141,6 +142,28 @@ def test_reading_from_any_step_gives_what_an_uninterrupted_run_gives(folder, sta
     config = make_config(folder)
     whole = take(TrainData(config, ToyViews()), 0, 10)
     assert_equal(whole[start:], take(TrainData(config, ToyViews()), start, 10 - start))
+
+
+def test_a_store_far_away_is_read_many_examples_at_a_time(folder, monkeypatch):
+    """Each of them waits for the others to begin, so that it hangs where they do not."""
+    expected = take(TrainData(make_config(folder), ToyViews()), 0, 8)
+    together = threading.Barrier(12, timeout=20)
+    waiting, read = iter(range(24)), files.File.read
+
+    def later(self, offset, length):
+        if next(waiting, None) is not None:
+            together.wait()
+        return read(self, offset, length)
+
+    reader = TrainData(make_config(f"file://{folder}"), ToyViews())
+    monkeypatch.setattr(files.File, "read", later)
+    assert_equal(take(reader, 0, 8), expected)
+
+
+def test_reads_at_a_time_are_as_configured_or_as_far_as_files_are(folder):
+    assert TrainData(make_config(folder), ToyViews())._reads() == 2
+    assert TrainData(make_config(folder, reads=5), ToyViews())._reads() == 5
+    assert TrainData(make_config(f"file://{folder}"), ToyViews())._reads() == 64
 
 
 def test_reading_parts_gives_the_same_bits_as_reading_whole_records(folder):
