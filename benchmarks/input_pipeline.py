@@ -61,9 +61,9 @@ def _compare(config_name: str, folder: pathlib.Path) -> None:
     views = BraveViews(config)
     frames = sum(s.shape[0] for s in views.spec().values() if len(s.shape) == 4)
     examples = flags.FLAGS.examples
-    bare = _measure(_bare_decode(folder, views), examples)
-    ours = _measure(_examples(TrainData(config, views).batches(0)), examples)
-    published = _measure(_published(folder, "audio" in views.spec()), examples)
+    bare = measure(_bare_decode(folder, views), examples)
+    ours = measure(_examples(TrainData(config, views).batches(0)), examples)
+    published = measure(_published(folder, "audio" in views.spec()), examples)
     print(f"\n{config_name}: {frames} frames per clip")
     print(f"{'':24}{'clips/s':>10}{'CPU ms/clip':>14}{'frames/CPU s':>14}")
     for name, (wall, cpu) in (("bare decode", bare), ("ours", ours), ("published", published)):
@@ -88,7 +88,7 @@ def _examples(batches: Iterator[dict[str, np.ndarray]]) -> Iterator[None]:
         yield from [None] * _BATCH
 
 
-def _measure(examples: Iterator[None], number: int) -> tuple[float, float]:
+def measure(examples: Iterator[None], number: int) -> tuple[float, float]:
     """Returns wall and CPU seconds per example, once everything is warm."""
     for _ in range(2 * _BATCH):
         next(examples)

@@ -13,7 +13,7 @@ from typing import Any
 import jax
 
 from common.planning import hlo
-from common.planning.forecast import Collective, Compiled, Memory, Operation
+from common.planning.forecast import Collective, Compiled, Line, Memory, Operation
 from common.program import Program
 
 _COLLECTIVES = (
@@ -83,7 +83,7 @@ def compile_step(program: Program) -> Result:
 
 
 def summarise(module: hlo.Module) -> Compiled:
-    """Returns cycles, exchanges and the dearest instructions of a compiled program."""
+    """Returns cycles, exchanges and the dearest instructions and lines of a compiled program."""
     runs = [run for run in module.runs() if not run.fused and run.instruction.cycles]
     runs.sort(key=lambda run: run.times * run.instruction.cycles, reverse=True)
     dearest = tuple(
@@ -97,7 +97,16 @@ def summarise(module: hlo.Module) -> Compiled:
         )
         for run in runs[:_DEAREST]
     )
-    return Compiled(module.cycles(), exchanges(module), dearest, module.loops_of_unknown_length())
+    counts, cycles = collections.Counter(), collections.Counter()
+    for run in runs:
+        place = module.place(run.instruction)
+        counts[place] += 1
+        cycles[place] += run.times * run.instruction.cycles
+    lines = tuple(
+        Line(place, counts[place], number) for place, number in cycles.most_common(_DEAREST)
+    )
+    unknown = module.loops_of_unknown_length()
+    return Compiled(module.cycles(), exchanges(module), dearest, lines, unknown)
 
 
 def exchanges(module: hlo.Module) -> tuple[Collective, ...]:

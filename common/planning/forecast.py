@@ -52,12 +52,22 @@ class Operation:
 
 
 @dataclasses.dataclass(frozen=True)
+class Line:
+    """A line of code, of which the compiler may have made many instructions."""
+
+    place: str  # "file:line"
+    instructions: int
+    cycles: int  # of all of them in a step
+
+
+@dataclasses.dataclass(frozen=True)
 class Compiled:
     """What the compiler says of one step on one chip."""
 
     cycles: int
     collectives: tuple[Collective, ...]
     dearest: tuple[Operation, ...]  # the dearest first
+    lines: tuple[Line, ...]  # the dearest first
     unknown_loops: int  # counted as if their body ran once
 
 

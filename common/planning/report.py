@@ -73,6 +73,7 @@ def _part(forecast: Forecast, part: Part) -> Iterator[str]:
     if part.compiled:
         yield from _exchanges(forecast, part)
         yield from _dearest(forecast, part)
+        yield from _lines(forecast, part)
 
 
 def _memory(forecast: Forecast, part: Part) -> Iterator[str]:
@@ -146,6 +147,16 @@ def _dearest(forecast: Forecast, part: Part) -> Iterator[str]:
             f"  {one.name[:18]:18}{one.cycles / forecast.chip.clock * 1e3:8.2f}{share:8.1%}  "
             f"{_short(one.op_name)}{times}, {_near(one.place)}"
         )
+
+
+def _lines(forecast: Forecast, part: Part) -> Iterator[str]:
+    """All that was made of a line of code together: what is copied and changed belongs to it."""
+    yield ""
+    yield "dearest lines of code   ms   share  instructions, and where"
+    for line in part.compiled.lines:
+        share = line.cycles / part.compiled.cycles
+        milliseconds = line.cycles / forecast.chip.clock * 1e3
+        yield f"{milliseconds:26.2f}{share:8.1%}  {line.instructions:,}, {_near(line.place)}"
 
 
 def _short(op_name: str) -> str:

@@ -250,7 +250,7 @@ def test_the_parts_of_a_step_add_up():
         "clips_per_second": 1.0, "flops_per_second_per_device": 3.75, "utilisation": 3.75 / 12,
     }  # fmt: skip
     assert clock.seconds_left() == 30
-    assert clock.summary() == "1 steps in 0:14: 14% waiting for its batch, 29% on the devices"
+    assert clock.summary() == "1 steps in 0:12: 17% waiting for its batch, 33% on the devices"
 
 
 @pytest.mark.parametrize(

@@ -105,7 +105,7 @@ def test_the_largest_batch_is_searched_in_multiples_of_what_the_mesh_divides(mon
         compiled.append(program.config.batch_size)
         known = compiled_program.known_memory(program)
         memory = dataclasses.replace(known, temporaries=100 * program.config.batch_size)
-        done = forecasts.Compiled(1500, (), (), 0) if memory.total <= chip.memory else None
+        done = forecasts.Compiled(1500, (), (), (), 0) if memory.total <= chip.memory else None
         return compiled_program.Result(memory, 0.0, done)
 
     monkeypatch.setattr(compiled_program, "compile_step", compile_step)

@@ -34,6 +34,12 @@ def test_four_chips_exchange_the_gradients_and_little_else():
     dearest = part.compiled.dearest
     assert [one.cycles for one in dearest] == sorted((one.cycles for one in dearest), reverse=True)
     assert any("toy_method.py:" in one.place for one in dearest)
+    lines = part.compiled.lines
+    assert [one.cycles for one in lines] == sorted((one.cycles for one in lines), reverse=True)
+    assert len({one.place for one in lines}) == len(lines)
+    assert 0 < sum(one.cycles for one in lines) <= part.compiled.cycles
+    of_dearest = sum(one.cycles for one in dearest if one.place == lines[0].place)
+    assert of_dearest <= lines[0].cycles
     assert "all-reduce" in "\n".join(report.lines(found))
 
 
