@@ -2,7 +2,8 @@
 
 The same command continues a run that was stopped, wherever it was stopped. A value of the
 configuration is changed with ``--config.KEY=VALUE``. Exit status: 0 when the last step is done, 2
-for a mistake that the message explains, 128 + N when signal N stopped the run (its state is saved).
+for a mistake that the message explains, 128 + N when signal N stopped the run (its state is saved),
+75 when another of several processes was lost.
 """
 
 from __future__ import annotations

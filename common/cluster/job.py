@@ -29,6 +29,8 @@ from common.errors import UserError
 
 PORT = 8476  # where none is given and the launcher gives no number to make one of
 
+flags.disclaim_key_flags()  # they show in the --help of the tool that calls `define_flags`
+
 _METADATA = "http://{}/computeMetadata/v1/instance/attributes/{}"
 _SECONDS = 5.0  # that the metadata server may take
 
@@ -109,10 +111,10 @@ def _checked(said: dict) -> Job:
     """
     flag = {"coordinator": "--coordinator=HOST:PORT", "count": "--processes", "index": "--process"}
     if missing := [flag[name] for name in flag if name not in said]:
-        have = ", ".join(f"{name} {said[name]}" for name in said)
+        verb = "is" if len(missing) == 1 else "are"
         raise UserError(
-            f"Several processes are to train together ({have}), but {' and '.join(missing)} is not "
-            "given, and nothing in the environment says it."
+            f"Several processes are to train together ({said['found_by']}), but "
+            f"{' and '.join(missing)} {verb} not given, and nothing in the environment says it."
         )
     if not 0 <= said["index"] < said["count"]:
         raise UserError(

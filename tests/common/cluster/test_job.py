@@ -57,7 +57,7 @@ def test_an_indexed_job_of_kubernetes_numbers_its_pods():
 @pytest.mark.parametrize(
     ("environment", "argv", "message"),
     [
-        ({}, ["--processes=2"], "--coordinator=HOST:PORT and --process is not given"),
+        ({}, ["--processes=2"], "--coordinator=HOST:PORT and --process are not given"),
         ({"JAX_PROCESS_ID": "0"}, ["--coordinator=a:1"], "--processes is not given"),
         ({"JAX_NUM_PROCESSES": "two"}, [], "JAX_NUM_PROCESSES=two: must be a number"),
         ({}, ["--coordinator=a:1", "--processes=2", "--process=2"], "count from 0 to 1"),
