@@ -3,8 +3,8 @@
     python -m benchmarks.input_cores [--rates=brave_v_a=324,mil_nce_howto100m=530,...]
 
 Measures the CPU seconds that the whole pipeline takes to make an example of each published config,
-out of records of 10 s (256x340 JPEG frames at 25 frames/s, flow, 48 kHz sound, narrations). One core
-makes the inverse of that in a second; a chip that trains on so many clips in a second, as
+out of records of 10 s (256x340 JPEG frames at 25 frames/s, flow, 48 kHz sound, narrations). One
+core makes the inverse of that in a second; a chip that trains on so many clips in a second, as
 ``benchmarks.step`` measures or ``common.plan`` forecasts, needs their ratio of cores.
 """
 
@@ -25,7 +25,7 @@ from common import launch
 _CONFIGS = (
     "brave_v_a", "brave_v_fa", "brave_v_v", "brave_v_vvv", "mil_nce_howto100m", "frozen_msrvtt"
 )  # fmt: skip
-_WORDS = "a man pours water into the bowl and stirs it with two large wooden spoons".split()
+_WORDS = ("a", "man", "pours", "water", "into", "the", "bowl", "and", "stirs", "it", "twice")
 
 
 def define_flags() -> None:
