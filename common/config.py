@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import difflib
+import importlib
 import json
 import os
 import pathlib
@@ -188,14 +189,40 @@ def to_json(config: ConfigDict) -> str:
 
 
 def from_json(text: str) -> ConfigDict:
-    """Returns the locked configuration that `to_json` wrote."""
+    """Returns the locked configuration that `to_json` wrote, then or with an older version.
+
+    Keys that came later are at their defaults, which are what was done before there were any.
+    """
 
     def tuples(value: Any) -> Any:  # JSON has no tuples; configurations hold no lists
         if isinstance(value, dict):
             return {key: tuples(entry) for key, entry in value.items()}
         return tuple(map(tuples, value)) if isinstance(value, list) else value
 
-    return ConfigDict(tuples(json.loads(text))).lock()
+    config = ConfigDict(tuples(json.loads(text)))
+    if "method" in config:
+        _complete(config, _defaults(config.method))
+    return config.lock()
+
+
+def _defaults(method: str) -> ConfigDict:
+    """Returns the defaults of a method's keys, or of the shared ones where it has none."""
+    name = f"configs.{method}_base"
+    try:
+        return importlib.import_module(name).get_config()
+    except ModuleNotFoundError as error:
+        if error.name != name:
+            raise
+        return importlib.import_module("configs.base").get_config()
+
+
+def _complete(config: ConfigDict, defaults: ConfigDict) -> None:
+    """Adds what a configuration lacks."""
+    for key, value in defaults.items():
+        if key not in config:
+            config[key] = value
+        elif isinstance(value, ConfigDict) and isinstance(config[key], ConfigDict):
+            _complete(config[key], value)
 
 
 def read(workdir: str | os.PathLike[str]) -> ConfigDict:

@@ -32,11 +32,12 @@ if TYPE_CHECKING:
 FLAGS = flags.FLAGS
 
 _STYLE = """
-body { font: 16px/1.5 system-ui, sans-serif; color: #222; max-width: 1000px; margin: 2em auto;
+body { font: 16px/1.5 system-ui, sans-serif; color: #222; max-width: 1100px; margin: 2em auto;
        padding: 0 1em; }
 h1, h2 { line-height: 1.2; } h2 { margin-top: 2em; border-bottom: 1px solid #ccc; }
-img { max-width: 100%; } table { border-collapse: collapse; }
-th, td { text-align: left; padding: .3em .8em; border-bottom: 1px solid #ddd; }
+img { max-width: 100%; } table { border-collapse: collapse; font-size: .8em; }
+th, td { text-align: left; padding: .3em .6em; border-bottom: 1px solid #ddd; }
+td { white-space: nowrap; } .wide { overflow-x: auto; }
 .trained { font-weight: 600; } .note, figcaption { color: #555; font-size: .9em; }
 figure { margin: 1.5em 0; } code { background: #f3f3f3; padding: .1em .3em; }
 """
@@ -147,7 +148,8 @@ def _table(table: Table) -> str:
     remarks = "".join(f"<li>{html.escape(remark)}</li>" for remark in table.remarks)
     return (
         f"<h2>{html.escape(table.title)}</h2><p>{html.escape(' '.join(table.about))}</p>"
-        f"<table>{''.join(lines)}</table>" + (f"<ul class='note'>{remarks}</ul>" if remarks else "")
+        f"<div class='wide'><table>{''.join(lines)}</table></div>"
+        + (f"<ul class='note'>{remarks}</ul>" if remarks else "")
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pathlib
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from toy_method import get_config
 
 from common import config as config_lib
 from common.errors import UserError
+from configs import brave_demo
 
 FILE = "configs/base.py"
 
@@ -78,6 +80,18 @@ def test_a_configuration_survives_being_written_and_read():
     again = config_lib.from_json(config_lib.to_json(config))
     assert again == config and again.is_locked
     assert isinstance(again.mesh.rules, tuple)
+
+
+def test_a_run_of_an_older_version_has_what_came_later_at_its_default(tmp_path):
+    config = brave_demo.get_config("smoke")
+    older = config.to_dict()
+    del older["hosts"], older["data"]["reads"], older["model"]["decorrelation"]
+    (tmp_path / "config.json").write_text(json.dumps(older))
+    found = config_lib.read(tmp_path)
+    assert found.data.reads == 0 and found.hosts == config.hosts and found.is_locked
+    assert found.model.decorrelation == 0.0  # that of the method, not of this run
+    with pytest.raises(UserError, match="config.model.decorrelation: 0.0 there, 0.02 now"):
+        config_lib.claim(config, tmp_path)
 
 
 def test_a_run_continues_only_under_its_own_configuration(tmp_path):
