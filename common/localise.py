@@ -50,6 +50,7 @@ def define_flags() -> None:
 
 def main(_: list[str]) -> None:
     """Places the steps of each task in its videos and compares with the annotation."""
+    launch.keep_memory()
     unknown = [name for name in FLAGS.baselines if name not in BASELINES]
     if unknown:
         raise UserError(f"--baselines={unknown[0]}: choose among {', '.join(BASELINES)}.")

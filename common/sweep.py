@@ -76,9 +76,13 @@ def _train(sweep, waiting, workdir: pathlib.Path) -> None:
     """Makes the runs, a line for each that ended."""
     from common.sweeping import local
 
-    total = len(sweep.runs)
-    done = total - len(waiting) if not FLAGS.only else 0
-    print(f"{total} runs, {done} done before; logs: {workdir}/RUN/{local.LOG}", flush=True)
+    if FLAGS.only:
+        state = "" if waiting else " is done"
+        print(f"{FLAGS.only}{state}; log: {workdir / FLAGS.only / local.LOG}", flush=True)
+    else:
+        total = len(sweep.runs)
+        done = total - len(waiting)
+        print(f"{total} runs, {done} done before; logs: {workdir}/RUN/{local.LOG}", flush=True)
     count = iter(range(1, len(waiting) + 1))
 
     def ended(name: str, status: int, seconds: float) -> None:
