@@ -77,6 +77,7 @@ class Roster(threading.Thread):
         self._members: dict[int, _Member] = {}
         self._strangers: list[Channel] = []
         self._begun = self._over = False
+        self._verdict: dict[str, Any] = {}  # that those who come late hear as well
         self._listener = _listen(address)
 
     def run(self) -> None:
@@ -101,7 +102,8 @@ class Roster(threading.Thread):
         self._listener.close()
 
     def _all_left(self) -> bool:
-        return all(member.channel.closed for member in self._members.values())
+        """Whether nobody is left who has to hear how it ended; process 0 comes late, if at all."""
+        return 0 in self._members and all(m.channel.closed for m in self._members.values())
 
     def _accept(self) -> None:
         with contextlib.suppress(BlockingIOError):
@@ -137,7 +139,9 @@ class Roster(threading.Thread):
             channel.send(refused=f"this is process {member.index}, but {taken}.")
             return
         self._members[member.index] = member
-        if count != self._count:
+        if self._verdict:
+            channel.send(**self._verdict)
+        elif count != self._count:
             self._end(f"{member} counts {count} processes, process 0 {self._count}.")
         elif terms != self._terms:
             self._end(
@@ -221,13 +225,10 @@ class Roster(threading.Thread):
         self._over = True
         # What a process found wrong itself will be wrong again; what befell it may not.
         code = culprit.ended["code"] if culprit else -1
+        status = code if code > 0 else EXIT_LOST
+        self._verdict = {"verdict": verdict, "stacks": stacks, "status": status, "own": False}
         for member in self._members.values():
-            member.channel.send(
-                verdict=verdict,
-                stacks=stacks,
-                status=code if code > 0 else EXIT_LOST,
-                own=member is culprit,
-            )
+            member.channel.send(**{**self._verdict, "own": member is culprit})
 
 
 def _listing(members: list[_Member]) -> str:
@@ -263,13 +264,10 @@ def _difference(theirs: str, ours: str) -> str:
 
 
 def _listen(address: tuple[str, int]) -> socket.socket:
-    host, port = address
     try:
-        if _is_local(host):
-            listener = socket.create_server((host, port), backlog=1024)
-        else:
-            listener = socket.create_server(("", port), backlog=1024)
+        listener = _server(*address)
     except OSError as error:
+        port = address[1]
         raise UserError(
             f"Process 0 cannot listen at port {port} for the others ({error.strerror}); is an "
             "earlier run still there? Name another one with --coordinator=HOST:PORT."
@@ -278,10 +276,23 @@ def _listen(address: tuple[str, int]) -> socket.socket:
     return listener
 
 
+def _server(host: str, port: int) -> socket.socket:
+    """Listens where the name of this machine may lead: at all of its addresses, of both kinds."""
+    if _is_local(host):
+        return socket.create_server((host, port), backlog=1024)
+    if socket.has_dualstack_ipv6():
+        with contextlib.suppress(OSError):  # where the system has it switched off
+            family = socket.AF_INET6
+            return socket.create_server(
+                ("", port), family=family, backlog=1024, dualstack_ipv6=True
+            )
+    return socket.create_server(("", port), backlog=1024)
+
+
 def _is_local(host: str) -> bool:
     return host == "localhost" or host.startswith("127.")
 
 
 def _free_port(host: str) -> int:
-    with socket.create_server((host if _is_local(host) else "", 0)) as server:
+    with _server(host, 0) as server:
         return server.getsockname()[1]

@@ -128,6 +128,7 @@ class _Supervisor:
         self._signal: int | None = None  # the first one received
         self._at, self._heard, self._since = "starting", 0.0, 0.0
         self._words = ""
+        self._begun = False  # whether all processes have come
 
     def supervise(self, terms: str, limits: Limits) -> int:
         """Sees the job through to its end; returns the exit status."""
@@ -189,6 +190,8 @@ class _Supervisor:
             now = time.monotonic()
             clock, last = clock + min(now - last, 4 * TICK), now
             self._hear_child(clock)
+            if self._status is not None and not self._begun:
+                return self._status  # stopped before there was anything to stop
             if clock - said >= _SAY:
                 self._roster.send(at=self._at, since=max(self._since, clock - self._heard))
                 said = clock
@@ -228,6 +231,7 @@ class _Supervisor:
     def _obey(self, message: dict) -> int | None:
         """Does what the roster says; returns the exit status where that is the end."""
         if "go" in message:
+            self._begun = True
             self._channel.send(go=message["go"])
         elif "refused" in message:
             raise UserError(f"{self._job.coordinator} refused this process: {message['refused']}")

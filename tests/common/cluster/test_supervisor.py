@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 
 import jax
 import numpy as np
@@ -125,6 +126,21 @@ def test_without_the_first_process_nobody_waits_for_ever(tmp_path):
     statuses, said = ends(present[1:], within=120)
     assert statuses == [1], said  # of the toy, for a `UserError`
     assert "Process 1 of 2 (flags) could not reach process 0 at localhost:" in said[0]
+
+
+def test_a_process_that_is_stopped_before_all_have_come_ends_at_once(tmp_path):
+    processes = start(tmp_path / "run", 3, "hosts.join_timeout=200.0")
+    processes[2].kill()
+    processes[2].wait()
+    for process in processes[:2]:  # only supervisors have children
+        while not child_of(process):
+            assert process.poll() is None
+            time.sleep(0.05)
+    time.sleep(1.0)
+    processes[1].send_signal(signal.SIGTERM)
+    statuses, said = ends(processes[:2], within=100)
+    assert statuses == [LOST, 128 + signal.SIGTERM], said
+    assert "process 1 on" in said[0] and "left before all had come" in said[0]
 
 
 def test_processes_of_different_configurations_do_not_begin(tmp_path):

@@ -73,10 +73,10 @@ def wait_for(path, lines, processes) -> None:
         time.sleep(0.02)
 
 
-def child_of(process) -> int:
-    """Returns the process that a supervisor watches over."""
+def child_of(process) -> int | None:
+    """Returns the process that a supervisor watches over, once it does."""
     children = pathlib.Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-    return int(children[0])
+    return int(children[0]) if children else None
 
 
 def freeze(pid) -> None:
