@@ -192,7 +192,7 @@ def _copy(folder, target):
         (
             "config.json",
             lambda data: data.replace(b"projector_hidden", b"hidden"),
-            "lacks .*hidden",
+            "does not hold this model .*expected",
         ),
     ],
 )
