@@ -1,6 +1,6 @@
 """What does a store far away cost the input pipeline, and how much of it do parallel reads hide?
 
-    python benchmarks/input_latency.py [--delays_ms=0,20,100 --reads=0,64]
+    python -m benchmarks.input_latency [--delays_ms=0,20,100 --reads=2,64]
 
 Shards are read as those of an object store are, by TensorFlow and a stretch at a time, only that
 every request waits for so long before it begins. Prints the clips per second of the published BraVe

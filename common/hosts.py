@@ -16,6 +16,7 @@ from jax.experimental import multihost_utils
 
 from common import launch, watchdog
 from common.cluster import link
+from common.cluster.roster import is_local
 from common.errors import UserError
 
 _JAX_PATIENCE = 3600  # seconds; the supervisors, who say who is missing, are to be the first
@@ -26,7 +27,6 @@ def join() -> None:
     watchdog.at("waiting for the other processes")
     job, coordinator = link.wait_for_go()
     host, port = coordinator.rsplit(":", 1)
-    local = host == "localhost" or host.startswith("127.")
     # Signals are ours: all stop after the same step, see `common.loop`.
     jax.config.update("jax_enable_preemption_service", False)
     jax.distributed.initialize(
@@ -35,7 +35,7 @@ def join() -> None:
         process_id=job.index,
         local_device_ids=None if job.device is None else [job.device],
         cluster_detection_method="deactivate",
-        coordinator_bind_address=coordinator if local else f"[::]:{port}",
+        coordinator_bind_address=coordinator if is_local(host) else f"[::]:{port}",
         initialization_timeout=_JAX_PATIENCE,
         heartbeat_timeout_seconds=_JAX_PATIENCE,
         shutdown_timeout_seconds=_JAX_PATIENCE,

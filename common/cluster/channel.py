@@ -24,10 +24,6 @@ class Channel:
         self._out = self._in = b""
         self.closed = False
 
-    def fileno(self) -> int:
-        """Returns the descriptor, for selectors."""
-        return self._socket.fileno()
-
     def send(self, **message: Any) -> None:
         """Sends a message, or as much of it as there is room for; `flush` sends the rest."""
         self._out += json.dumps(message).encode() + b"\n"

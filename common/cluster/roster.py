@@ -278,7 +278,7 @@ def _listen(address: tuple[str, int]) -> socket.socket:
 
 def _server(host: str, port: int) -> socket.socket:
     """Listens where the name of this machine may lead: at all of its addresses, of both kinds."""
-    if _is_local(host):
+    if is_local(host):
         return socket.create_server((host, port), backlog=1024)
     if socket.has_dualstack_ipv6():
         with contextlib.suppress(OSError):  # where the system has it switched off
@@ -289,7 +289,8 @@ def _server(host: str, port: int) -> socket.socket:
     return socket.create_server(("", port), backlog=1024)
 
 
-def _is_local(host: str) -> bool:
+def is_local(host: str) -> bool:
+    """Returns whether only this machine can be meant."""
     return host == "localhost" or host.startswith("127.")
 
 
