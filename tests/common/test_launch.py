@@ -70,6 +70,7 @@ for _ in range(2):
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="settings of the GNU C library")
 def test_memory_that_was_freed_is_not_asked_of_the_system_again_unless_the_user_wants_that():
     pages = 64 * 2**20 // os.sysconf("SC_PAGE_SIZE")
+    nearly_all = 0.9 * pages  # A few may lie in memory that Python's start has left behind.
 
     def faults(**variables):
         kept = {name: value for name, value in os.environ.items() if "MALLOC" not in name}
@@ -81,8 +82,8 @@ def test_memory_that_was_freed_is_not_asked_of_the_system_again_unless_the_user_
         return [int(count) for count in done.stdout.split()]
 
     first, second = faults()
-    assert first >= pages
+    assert first >= nearly_all
     assert second < pages / 10
     # Threads get arenas of their own, which give large arrays back.
     first, second = faults(MALLOC_TRIM_THRESHOLD_="131072")
-    assert second >= pages
+    assert second >= nearly_all
