@@ -16,10 +16,12 @@ from __future__ import annotations
 import collections
 import contextlib
 import dataclasses
+import math
 import signal
 import socket
 import threading
 import time
+from collections.abc import Iterator
 from typing import Any
 
 from common.cluster.channel import Channel
@@ -28,6 +30,20 @@ from common.errors import UserError
 TICK = 0.25  # seconds between two looks
 EXIT_LOST = 75  # EX_TEMPFAIL: another process is lost; to be started again
 GRACE = 1.0  # seconds in which others may have failed before the one that is noticed first
+_LEAVE = 10.0  # seconds in which all may leave once it is over
+
+
+def ticks() -> Iterator[float]:
+    """Yields after every `TICK` the seconds since the beginning.
+
+    They stand still while this machine sleeps: nobody is late for that.
+    """
+    clock, last = 0.0, time.monotonic()
+    while True:
+        time.sleep(TICK)
+        now = time.monotonic()
+        clock, last = clock + min(now - last, 4 * TICK), now
+        yield clock
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,23 +98,20 @@ class Roster(threading.Thread):
 
     def run(self) -> None:
         """Watches until the job is over and all have left."""
-        clock, last, left = 0.0, time.monotonic(), 10.0
-        while left > 0 and not (self._over and self._all_left()):
-            time.sleep(TICK)
-            # The clock stands still while this machine sleeps: nobody is late for that.
-            now = time.monotonic()
-            passed, last = min(now - last, 4 * TICK), now
-            clock += passed
+        end = math.inf
+        for clock in ticks():
             self._accept()
             self._hear(clock)
             if self._over:
-                left -= passed
+                end = min(end, clock + _LEAVE)
             elif self._begun:
                 self._judge(clock)
             else:
                 self._gather(clock)
             for member in self._members.values():
                 member.channel.send(here=True)
+            if clock > end or (self._over and self._all_left()):
+                break
         self._listener.close()
 
     def _all_left(self) -> bool:

@@ -27,7 +27,7 @@ from common import config as config_lib
 from common import watchdog
 from common.cluster import job, link
 from common.cluster.channel import Channel
-from common.cluster.roster import EXIT_LOST, GRACE, TICK, Limits, Roster
+from common.cluster.roster import EXIT_LOST, GRACE, TICK, Limits, Roster, ticks
 from common.errors import UserError
 
 _SAY = 1.0  # seconds between two reports
@@ -184,11 +184,8 @@ class _Supervisor:
 
     def _watch(self, limits: Limits) -> int:
         """Passes on what child and roster say, until the roster says that it is over."""
-        clock, last, said, heard_roster = 0.0, time.monotonic(), -_SAY, 0.0
-        while True:
-            time.sleep(TICK)
-            now = time.monotonic()
-            clock, last = clock + min(now - last, 4 * TICK), now
+        said, heard_roster = -_SAY, 0.0
+        for clock in ticks():
             self._hear_child(clock)
             if self._status is not None and not self._begun:
                 return self._status  # stopped before there was anything to stop
@@ -201,8 +198,9 @@ class _Supervisor:
                     return status
             self._roster.flush()
             if self._roster.closed or clock - heard_roster > limits.silence:
-                why = f"process 0, which others meet at {self._job.coordinator}, is gone."
-                return self._lost(why, stacks=False, status=EXIT_LOST)
+                break
+        why = f"process 0, which others meet at {self._job.coordinator}, is gone."
+        return self._lost(why, stacks=False, status=EXIT_LOST)
 
     def _hear_child(self, clock: float) -> None:
         for message in self._channel.receive():
