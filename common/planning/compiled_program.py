@@ -106,7 +106,12 @@ def summarise(module: hlo.Module) -> Compiled:
         Line(place, counts[place], number) for place, number in cycles.most_common(_DEAREST)
     )
     unknown = module.loops_of_unknown_length()
-    return Compiled(module.cycles(), exchanges(module), dearest, lines, unknown)
+    silent = collections.Counter()
+    for run in module.silent():
+        opcode = run.instruction.opcode
+        if opcode.removesuffix("-start").removesuffix("-done") not in _COLLECTIVES:
+            silent[opcode] += run.times * hlo.shape_bytes(run.instruction.shape)
+    return Compiled(module.cycles(), exchanges(module), dearest, lines, unknown, dict(silent))
 
 
 def exchanges(module: hlo.Module) -> tuple[Collective, ...]:

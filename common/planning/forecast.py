@@ -69,6 +69,7 @@ class Compiled:
     dearest: tuple[Operation, ...]  # the dearest first
     lines: tuple[Line, ...]  # the dearest first
     unknown_loops: int  # counted as if their body ran once
+    silent: dict[str, int]  # operations that it estimates no cycles of: bytes that they make
 
 
 @dataclasses.dataclass(frozen=True)

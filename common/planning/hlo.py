@@ -17,6 +17,25 @@ _CALLED = re.compile(
     r"\b(calls|body|condition|branch_computations|true_computation|false_computation|to_apply)="
     r"(\{[^}]*\}|%?[\w.\-]+)"
 )
+# What hands arrays on, holds others or goes on beside them.
+_FREE = (
+    "async-done",
+    "async-start",
+    "async-update",
+    "bitcast",
+    "call",
+    "conditional",
+    "constant",
+    "copy-done",
+    "copy-start",
+    "get-tuple-element",
+    "parameter",
+    "slice-done",
+    "slice-start",
+    "tuple",
+    "while",
+)
+_OF_SIZE = 2**20  # bytes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,6 +116,16 @@ class Module:
         return sum(
             run.instruction.opcode == "while" and self._trips(run) is None for run in self.runs()
         )
+
+    def silent(self) -> Iterator[Run]:
+        """Yields what makes an array of size in a step, and has no estimate of cycles."""
+        for run in self.runs():
+            instruction = run.instruction
+            if run.fused or instruction.cycles or instruction.opcode in _FREE:
+                continue
+            made = shape_bytes(instruction.shape)
+            if made >= _OF_SIZE and "ConcatBitcast" not in instruction.attributes:
+                yield run
 
     def operand_bytes(self, run: Run) -> int:
         """Returns the size of what an instruction reads."""

@@ -118,6 +118,8 @@ def _speed(forecast: Forecast, part: Part) -> Iterator[str]:
         yield f"  {'cycles, estimated':24}{part.compiled.cycles:,} at {clock:g} GHz"
         if part.compiled.unknown_loops:
             yield f"  {'':24}{part.compiled.unknown_loops} loops of unknown length count once"
+        for opcode, made in part.compiled.silent.items():
+            yield f"  {'':24}none are estimated of {opcode}, which makes {made / 2**20:,.0f} MiB"
     yield f"  {'time':24}{least}{seconds * 1e3:.1f} ms"
     yield f"  {'utilisation':24}{most}{forecast.utilisation(part):.1%}"
     clips = forecast.clips_per_second(part)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from common.planning import hlo
+from common.planning import compiled_program, hlo
 
 # As XLA writes programs for TPUs, shortened: cycles are 1 for a glance, 1000 where they must not
 # count.
@@ -88,6 +88,15 @@ def test_a_loop_that_does_not_say_how_often_it_runs_counts_once_and_is_told():
     assert known.loops_of_unknown_length() == 0
     assert unknown.loops_of_unknown_length() == 1
     assert known.cycles() - unknown.cycles() == 4 * 10
+
+
+def test_large_operations_without_an_estimate_are_told():
+    pad = "  %pad.1 = bf16[1024,1024]{1,0:T(8,128)(2,1)} pad(%p0, %two), padding=0_1020x0_1016\n"
+    gather = "  %all-gather.9 = f32[1024,1024]{1,0:T(8,128)} all-gather(%p2), channel_id=9\n"
+    start = "  %two = s32"
+    module = hlo.parse(PROGRAM.replace(start, pad + gather + start))
+    assert not list(hlo.parse(PROGRAM).silent())
+    assert compiled_program.summarise(module).silent == {"pad": 2 * 2**20}
 
 
 def test_an_operation_is_traced_to_its_line_of_the_project():

@@ -105,8 +105,9 @@ def test_the_largest_batch_is_searched_in_multiples_of_what_the_mesh_divides(mon
         compiled.append(program.config.batch_size)
         known = compiled_program.known_memory(program)
         memory = dataclasses.replace(known, temporaries=100 * program.config.batch_size)
-        done = forecasts.Compiled(1500, (), (), (), 0) if memory.total <= chip.memory else None
-        return compiled_program.Result(memory, 0.0, done)
+        done = forecasts.Compiled(1500, (), (), (), 0, {"pad": 2**21})
+        fits = memory.total <= chip.memory
+        return compiled_program.Result(memory, 0.0, done if fits else None)
 
     monkeypatch.setattr(compiled_program, "compile_step", compile_step)
     config = get_config(batch_size=16, microbatches=4)
@@ -117,7 +118,9 @@ def test_the_largest_batch_is_searched_in_multiples_of_what_the_mesh_divides(mon
     exact = (chip.memory - compiled_program.known_memory(program(1)).total + 16 * 8) / 108
     assert fits <= exact < too_large == fits + 4
     assert fits % 4 == 0 and len(compiled) == len(set(compiled)) <= 5
-    assert f"largest batch found to fit: {fits}" in "\n".join(report.lines(found))
+    text = "\n".join(report.lines(found))
+    assert f"largest batch found to fit: {fits}" in text
+    assert "none are estimated of pad, which makes 2 MiB" in text
 
 
 EXCHANGES = """\
