@@ -38,7 +38,8 @@ class AudioResNet(nnx.Module):
 
     def endpoints(self, log_mel_BFM: jax.Array) -> dict[str, jax.Array]:
         """Feature maps (B, f, m, C) by name: "stem", "unit_0", ..., "last"."""
-        return self.trunk.endpoints(log_mel_BFM[..., None])
+        maps = self.trunk.endpoints(log_mel_BFM[:, None, :, :, None])
+        return {name: x.squeeze(1) for name, x in maps.items()}
 
     def __call__(self, log_mel_BFM: jax.Array) -> jax.Array:
         """Embeds log-mel spectrograms (B, frames, bins) as (B, D), at least float32."""

@@ -84,7 +84,8 @@ def _apply(
     eps: float,
 ) -> jax.Array:
     x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-    return (x - mean) * (scale * jax.lax.rsqrt(var + eps)) + offset
+    factor = scale * jax.lax.rsqrt(var + eps)
+    return x * factor + (offset - mean * factor)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
@@ -113,13 +114,16 @@ def _gradients(eps, kept, cotangents):
     """Ioffe and Szegedy (2015), section 3, the derivatives put together."""
     x, scale, offset, mean, var = kept
     dy = cotangents[0]
-    axes = tuple(range(x.ndim - 1))
+    axes, count = tuple(range(x.ndim - 1)), x.size // x.shape[-1]
     inverse = jax.lax.rsqrt(var + eps)
-    normal = (x.astype(dy.dtype) - mean) * inverse
-    mean_dy, mean_product = dy.mean(axes), (dy * normal).mean(axes)
-    dx = (dy - mean_dy - normal * mean_product) * (scale * inverse)
-    count = x.size // x.shape[-1]
-    dscale, doffset = (count * m for m in (mean_product, mean_dy))
+    wide = x.astype(dy.dtype)
+    # Sums of dy and dy * x, and one factor for each of them: the fewer operations an element takes,
+    # the longer a processor keeps up with its memory.
+    doffset, dy_x = dy.sum(axes), (dy * wide).sum(axes)
+    dscale = inverse * (dy_x - mean * doffset)
+    of_dy = scale * inverse
+    of_x = of_dy * inverse * dscale / count
+    dx = of_dy * dy - of_x * wide + (of_x * mean - of_dy * doffset / count)
     return dx.astype(x.dtype), dscale.astype(scale.dtype), doffset.astype(offset.dtype)
 
 

@@ -111,7 +111,8 @@ def _pad_axis(x: jax.Array, axis: int, padding: tuple[int, int], value: float) -
     return jnp.pad(x, paddings, constant_values=value)
 
 
-def _convolve(x: jax.Array, kernel: jax.Array, stride: Sequence[int], padding) -> jax.Array:
+def convolve_joint(x: jax.Array, kernel: jax.Array, stride: Sequence[int], padding) -> jax.Array:
+    """Convolves images (N, H, W, C) or videos (B, T, H, W, C) by what XLA has for it."""
     spatial = "THW"[-len(stride) :]
     names = (f"N{spatial}C", f"{spatial}IO", f"N{spatial}C")
     return jax.lax.conv_general_dilated(x, kernel, stride, padding, dimension_numbers=names)
@@ -127,7 +128,7 @@ def _convolve_images(
     kernels as large as images, takes up to ten times as long on a CPU.
     """
     images = x_BTHWC.reshape(-1, *x_BTHWC.shape[2:])
-    y = _convolve(images, kernel, stride, padding)
+    y = convolve_joint(images, kernel, stride, padding)
     return y.reshape(*x_BTHWC.shape[:2], *y.shape[1:])
 
 
@@ -139,7 +140,7 @@ def _gradients(stride, padding, inputs, dy_BTHWC):
     x_BTHWC, kernel = inputs
     images = x_BTHWC.reshape(-1, *x_BTHWC.shape[2:])
     dy = dy_BTHWC.reshape(-1, *dy_BTHWC.shape[2:])
-    (dx,) = jax.vjp(lambda x: _convolve(x, kernel, stride, padding), images)[1](dy)
+    (dx,) = jax.vjp(lambda x: convolve_joint(x, kernel, stride, padding), images)[1](dy)
     size = kernel.shape[:2]
     batch, frames, height, width, _ = dy_BTHWC.shape
     if batch * height * width < _LARGE:
@@ -222,7 +223,7 @@ def convolve(
     if size == stride == (1, 1, 1):
         return jnp.einsum("bthwc,cd->bthwd", x_BTHWC, kernel[0, 0, 0])
     if convolution == "joint":
-        return _convolve(x_BTHWC, kernel, stride, padding)
+        return convolve_joint(x_BTHWC, kernel, stride, padding)
     over = _over_time if size[1:] == stride[1:] == (1, 1) else _over_space
     return over(x_BTHWC, kernel, stride, padding)
 

@@ -8,36 +8,60 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from common import target
 from common.backbones import convolution_3d
 from common.backbones.batch_norm import BatchNorm
 from common.backbones.initializers import truncated_fan_in
-
-Shift = Callable[[jax.Array], jax.Array]
-
-
-def _identity(x: jax.Array) -> jax.Array:
-    return x
+from common.backbones.resnet_stem import Stem
 
 
-class PointwiseConv(nnx.Conv):
+class FrameConv(nnx.Conv):
+    """A convolution of every frame by itself.
+
+    On TPUs it is one over time and space whose kernel is one frame long: so all that a network does
+    to a clip is laid out in memory the same way. Elsewhere it is that of an image.
+    """
+
+    def __call__(self, x_BTHWC: jax.Array) -> jax.Array:
+        """Maps (B, T, H, W, C) to (B, T, ceil(H / stride), ceil(W / stride), C')."""
+        if target.platform() == "tpu":
+            dtype = self.dtype or jnp.promote_types(x_BTHWC.dtype, self.kernel[...].dtype)
+            kernel = self.kernel[...].astype(dtype)[None]
+            stride = (1, *self.strides)
+            return convolution_3d.convolve_joint(x_BTHWC.astype(dtype), kernel, stride, "SAME")
+        y = super().__call__(x_BTHWC.reshape(-1, *x_BTHWC.shape[2:]))
+        return y.reshape(*x_BTHWC.shape[:2], *y.shape[1:])
+
+
+class PointwiseConv(FrameConv):
     """A 1x1 convolution as the matrix product it is.
 
     XLA knows this on accelerators; on CPUs its convolutions, and above all their gradients, are
     several times slower than its matrix products.
     """
 
-    def __call__(self, x_NHWC: jax.Array) -> jax.Array:
-        """Maps (N, H, W, C) to (N, ceil(H / stride), ceil(W / stride), C')."""
-        dtype = self.dtype or jnp.promote_types(x_NHWC.dtype, self.kernel[...].dtype)
+    def __call__(self, x_BTHWC: jax.Array) -> jax.Array:
+        """Maps (B, T, H, W, C) to (B, T, ceil(H / stride), ceil(W / stride), C')."""
+        if target.platform() == "tpu":
+            return super().__call__(x_BTHWC)
+        dtype = self.dtype or jnp.promote_types(x_BTHWC.dtype, self.kernel[...].dtype)
         down, right = self.strides
-        x_NHWC = x_NHWC[:, ::down, ::right].astype(dtype)
-        return jnp.einsum("nhwc,cd->nhwd", x_NHWC, self.kernel[0, 0].astype(dtype))
+        x_BTHWC = x_BTHWC[:, :, ::down, ::right].astype(dtype)
+        return jnp.einsum("bthwc,cd->bthwd", x_BTHWC, self.kernel[0, 0].astype(dtype))
 
 
-def _conv(in_channels: int, out_channels: int, size: int, stride: int, dtype, rngs) -> nnx.Conv:
+# How a block applies its first convolution, where networks of videos look at other frames.
+Mix = Callable[[PointwiseConv, jax.Array], jax.Array]
+
+
+def _each_frame(conv: PointwiseConv, x_BTHWC: jax.Array) -> jax.Array:
+    return conv(x_BTHWC)
+
+
+def _conv(in_channels: int, out_channels: int, size: int, stride: int, dtype, rngs) -> FrameConv:
     # Padding is XLA's "SAME": at stride 2 the extra pixel is at the bottom and right, unlike the
     # symmetric padding of PyTorch's ResNets.
-    layer = nnx.Conv if size > 1 else PointwiseConv
+    layer = FrameConv if size > 1 else PointwiseConv
     return layer(
         in_channels,
         out_channels,
@@ -51,15 +75,10 @@ def _conv(in_channels: int, out_channels: int, size: int, stride: int, dtype, rn
     )
 
 
-def max_pool(x_NHWC: jax.Array) -> jax.Array:
-    """Takes the maximum of 3x3 pixels at stride 2, with "SAME" padding by minus infinity."""
-    return convolution_3d.max_pool(x_NHWC[:, None], (1, 3, 3), (1, 2, 2))[:, 0]
-
-
 class Bottleneck(nnx.Module):
     """Residual block of ResNet v2 (He et al., 2016, arXiv:1603.05027), stride on the 3x3.
 
-    The shortcut of a block that changes the shape reads the activation *before* the shift.
+    The shortcut of a block that changes the shape sees each frame by itself.
     """
 
     def __init__(
@@ -76,17 +95,17 @@ class Bottleneck(nnx.Module):
         self.norm_2 = BatchNorm(inner, dtype=dtype)
         self.conv_2 = _conv(inner, out_channels, 1, 1, dtype, rngs)
 
-    def __call__(self, x_NHWC: jax.Array, shift: Shift = _identity) -> jax.Array:
-        """Maps (N, H, W, C) to (N, H/stride, W/stride, C'); `shift` acts on conv_0's input."""
-        pre = nnx.relu(self.norm_0(x_NHWC))
-        shortcut = x_NHWC if self.shortcut_conv is None else self.shortcut_conv(pre)
-        x = self.conv_0(shift(pre))
+    def __call__(self, x_BTHWC: jax.Array, mix: Mix = _each_frame) -> jax.Array:
+        """Maps (B, T, H, W, C) to (B, T, H/stride, W/stride, C'); `mix` applies conv_0."""
+        pre = nnx.relu(self.norm_0(x_BTHWC))
+        shortcut = x_BTHWC if self.shortcut_conv is None else self.shortcut_conv(pre)
+        x = mix(self.conv_0, pre)
         x = self.conv_1(nnx.relu(self.norm_1(x)))
         x = self.conv_2(nnx.relu(self.norm_2(x)))
         return shortcut + x
 
 
-def rematerialised(block: Bottleneck, x_NHWC: jax.Array, shift: Shift) -> jax.Array:
+def rematerialised(block: Bottleneck, x_BTHWC: jax.Array, mix: Mix) -> jax.Array:
     """Calls `block`, keeping only its input for the backward pass, which computes it again.
 
     The running statistics that the block updates leave the recomputed region as outputs, so they
@@ -95,21 +114,21 @@ def rematerialised(block: Bottleneck, x_NHWC: jax.Array, shift: Shift) -> jax.Ar
     graphdef, parameters, rest = nnx.split(block, nnx.Param, ...)
 
     @jax.checkpoint
-    def pure(parameters, rest, x_NHWC):
+    def pure(parameters, rest, x_BTHWC):
         block = nnx.merge(graphdef, parameters, rest)
-        y_NHWC = block(x_NHWC, shift)
-        return y_NHWC, nnx.split(block, nnx.Param, ...)[2]
+        y_BTHWC = block(x_BTHWC, mix)
+        return y_BTHWC, nnx.split(block, nnx.Param, ...)[2]
 
-    y_NHWC, rest = pure(parameters, rest, x_NHWC)
+    y_BTHWC, rest = pure(parameters, rest, x_BTHWC)
     nnx.update(block, rest)
-    return y_NHWC
+    return y_BTHWC
 
 
 class BottleneckResNet(nnx.Module):
-    """ResNet v2 trunk on images: stem, units of bottlenecks, final norm and ReLU.
+    """ResNet v2 trunk on the frames of clips: stem, units of bottlenecks, final norm and ReLU.
 
     Args:
-        in_channels: of the images.
+        in_channels: of the frames.
         blocks: residual blocks in each unit; (3, 4, 6, 3) is ResNet-50. Units put out 256, 512,
             1024, ... channels times `width`; all but the first halve the resolution.
         width: multiplies every channel count; fractions are rounded to whole fours.
@@ -130,7 +149,7 @@ class BottleneckResNet(nnx.Module):
     ):
         self.remat = remat
         channels = _channels(64, width)
-        self.stem = _conv(in_channels, channels, 7, 2, dtype, rngs)
+        self.stem = Stem(in_channels, channels, dtype=dtype, rngs=rngs)
         units = []
         for index, count in enumerate(blocks):
             unit = []
@@ -146,17 +165,17 @@ class BottleneckResNet(nnx.Module):
         self.norm = BatchNorm(channels, dtype=dtype)
         self.num_features = channels
 
-    def endpoints(self, images_NHWC: jax.Array, shift: Shift = _identity) -> dict[str, jax.Array]:
-        """Feature maps (N, h, w, C) by name: "stem", "unit_0", ..., "last" (normalised, rectified).
+    def endpoints(self, video_BTHWC: jax.Array, mix: Mix = _each_frame) -> dict[str, jax.Array]:
+        """Feature maps (B, T, h, w, C) by name: "stem", "unit_0", ..., "last".
 
-        There is no norm between stem and pool; the pool pads with minus infinity.
+        The first has been pooled, the last normalised and rectified. `mix` is how blocks apply
+        their first convolution.
         """
-        x = self.stem(images_NHWC)
-        x = max_pool(x)
+        x = self.stem(video_BTHWC)
         found = {"stem": x}
         for index, unit in enumerate(self.units):
             for block in unit:
-                x = rematerialised(block, x, shift) if self.remat else block(x, shift)
+                x = rematerialised(block, x, mix) if self.remat else block(x, mix)
             found[f"unit_{index}"] = x
         found["last"] = nnx.relu(self.norm(x))
         return found

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from common.backbones.resnet_blocks import BottleneckResNet, spatial_mean
+from common import target
+from common.backbones import convolution_3d
+from common.backbones.resnet_blocks import BottleneckResNet, PointwiseConv, spatial_mean
 
 SHIFTED_FRACTION = 0.125  # of the channels, in each direction
 STILL_SCALE = 0.3  # what shifted channels of a still image are multiplied by
 
 
-def temporal_shift(x_NHWC: jax.Array, num_frames: int) -> jax.Array:
+def temporal_shift(x_BTHWC: jax.Array) -> jax.Array:
     """Moves an eighth of the channels one frame back and an eighth one frame on.
 
     As in the published networks of BraVe and MMV, the two shifted groups also swap places: the
@@ -23,41 +24,62 @@ def temporal_shift(x_NHWC: jax.Array, num_frames: int) -> jax.Array:
     frame], zero beyond the ends of the clip. A port that leaves them in place needs other kernels.
 
     Args:
-        x_NHWC: (B * num_frames, H, W, C), the frames of a clip next to each other.
-        num_frames: frames of one clip.
+        x_BTHWC: (B, T, H, W, C).
 
     Returns:
         The same shape and dtype. Networks with fewer than eight channels have none to shift.
     """
-    n = int(x_NHWC.shape[-1] * SHIFTED_FRACTION)
+    n = int(x_BTHWC.shape[-1] * SHIFTED_FRACTION)
     if n == 0:
-        return x_NHWC
-    x_BTHWC = x_NHWC.reshape(-1, num_frames, *x_NHWC.shape[1:])
+        return x_BTHWC
     beyond = jnp.zeros_like(x_BTHWC[:, :1, ..., :n])
     from_next = jnp.concatenate([x_BTHWC[:, 1:, ..., -n:], beyond], 1)
     from_previous = jnp.concatenate([beyond, x_BTHWC[:, :-1, ..., :n]], 1)
-    shifted = jnp.concatenate([from_next, x_BTHWC[..., n:-n], from_previous], -1)
-    return shifted.reshape(x_NHWC.shape)
+    return jnp.concatenate([from_next, x_BTHWC[..., n:-n], from_previous], -1)
 
 
-def still_shift(x_NHWC: jax.Array, scale: float = STILL_SCALE) -> jax.Array:
+def convolve_shifted(conv: PointwiseConv, x_BTHWC: jax.Array) -> jax.Array:
+    """Applies ``conv`` to `temporal_shift` of clips.
+
+    On TPUs as one convolution over three frames, two thirds of whose weights are zero. The products
+    are three times as many, but what is shifted would be copied several times: channels lie in
+    lanes, and eighths of them across the borders of registers.
+    """
+    channels = x_BTHWC.shape[-1]
+    n = int(channels * SHIFTED_FRACTION)
+    if n == 0 or target.platform() != "tpu":
+        return conv(temporal_shift(x_BTHWC))
+    dtype = conv.dtype or jnp.promote_types(x_BTHWC.dtype, conv.kernel[...].dtype)
+    kernel_CD, channel = conv.kernel[0, 0].astype(dtype), jnp.arange(channels)[:, None]
+    previous = jnp.where(channel < n, jnp.roll(kernel_CD, n, 0), 0)
+    following = jnp.where(channel >= channels - n, jnp.roll(kernel_CD, -n, 0), 0)
+    middle = jnp.where((channel >= n) & (channel < channels - n), kernel_CD, 0)
+    kernel = jnp.stack([previous, middle, following])[:, None, None]
+    return convolution_3d.convolve_joint(x_BTHWC.astype(dtype), kernel, (1, 1, 1), "SAME")
+
+
+def still_shift(x: jax.Array, scale: float = STILL_SCALE) -> jax.Array:
     """`temporal_shift` for images that stand for still videos ("deflated", arXiv:2006.16228).
 
     All frames are the same, so the shifted groups are the image's own; `scale` makes up for the
     zeros that a video has beyond its ends.
 
     Args:
-        x_NHWC: (N, H, W, C).
+        x: (..., C).
         scale: factor of the shifted groups.
 
     Returns:
         The same shape and dtype.
     """
-    n = int(x_NHWC.shape[-1] * SHIFTED_FRACTION)
+    n = int(x.shape[-1] * SHIFTED_FRACTION)
     if n == 0:
-        return x_NHWC
-    first, middle, last = x_NHWC[..., :n], x_NHWC[..., n:-n], x_NHWC[..., -n:]
+        return x
+    first, middle, last = x[..., :n], x[..., n:-n], x[..., -n:]
     return jnp.concatenate([last * scale, middle, first * scale], -1)
+
+
+def _convolve_still(conv: PointwiseConv, x_BTHWC: jax.Array) -> jax.Array:
+    return conv(still_shift(x_BTHWC))
 
 
 class TSMResNet(nnx.Module):
@@ -92,11 +114,7 @@ class TSMResNet(nnx.Module):
 
     def endpoints(self, video_BTHWC: jax.Array) -> dict[str, jax.Array]:
         """Feature maps (B, T, h, w, C) by name: "stem", "unit_0", ..., "last"."""
-        batch, frames = video_BTHWC.shape[:2]
-        images_NHWC = video_BTHWC.reshape(batch * frames, *video_BTHWC.shape[2:])
-        shift = functools.partial(temporal_shift, num_frames=frames)
-        maps = self.trunk.endpoints(images_NHWC, shift)
-        return {name: x.reshape(batch, frames, *x.shape[1:]) for name, x in maps.items()}
+        return self.trunk.endpoints(video_BTHWC, convolve_shifted)
 
     def __call__(self, video_BTHWC: jax.Array) -> jax.Array:
         """Embeds videos (B, T, H, W, C) with values in [0, 1] as (B, D), at least float32."""
@@ -104,4 +122,4 @@ class TSMResNet(nnx.Module):
 
     def embed_images(self, images_NHWC: jax.Array) -> jax.Array:
         """Embeds images (N, H, W, C) as if each were a still video: (N, D), at least float32."""
-        return spatial_mean(self.trunk.endpoints(images_NHWC, still_shift)["last"])
+        return spatial_mean(self.trunk.endpoints(images_NHWC[:, None], _convolve_still)["last"])

@@ -11,10 +11,10 @@ from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from common import state
+from common import state, target
 from common.backbones.audio_resnet import AudioResNet
 from common.backbones.initializers import truncated_fan_in
-from common.backbones.resnet_blocks import max_pool
+from common.backbones.resnet_stem import max_pool, max_pool_in_blocks
 from common.backbones.tsm_resnet import TSMResNet, still_shift, temporal_shift
 
 PACK = golden_rules.Pack("brave")
@@ -34,32 +34,63 @@ def test_the_temporal_shift_is_the_published_one(case):
     x = jnp.asarray(PACK.inputs(case)["x"])
     stored = PACK.stored(case)
     frames = PACK.case(case)["options"]["num_frames"]
-    np.testing.assert_array_equal(temporal_shift(x, frames), stored["video"])
+    clips = x.reshape(-1, frames, *x.shape[1:])
+    np.testing.assert_array_equal(temporal_shift(clips).reshape(x.shape), stored["video"])
     np.testing.assert_allclose(still_shift(x), stored["image_alpha0.3"], rtol=1e-6)
 
 
 @settings(max_examples=6, deadline=None)
 @given(clips=st.integers(1, 3), frames=st.integers(1, 5), channels=st.integers(1, 20))
 def test_the_temporal_shift_keeps_clips_apart(clips, frames, channels):
-    x = np.random.default_rng(0).standard_normal((clips, frames, 1, 1, channels))
-    together = temporal_shift(jnp.asarray(x.reshape(-1, 1, 1, channels)), frames)
-    for clip, shifted in zip(x, together.reshape(x.shape), strict=True):
-        np.testing.assert_array_equal(temporal_shift(jnp.asarray(clip), frames), shifted)
+    x = jnp.asarray(np.random.default_rng(0).standard_normal((clips, frames, 1, 1, channels)))
+    for clip, shifted in zip(x, temporal_shift(x), strict=True):
+        np.testing.assert_array_equal(temporal_shift(clip[None])[0], shifted)
 
 
 @pytest.mark.parametrize("size", [(7, 8), (1, 2)])
 def test_pooling_and_its_gradient_are_those_of_the_window_reduction(size):
-    x = jax.random.normal(jax.random.key(0), (2, *size, 3))
-    target = jax.random.normal(jax.random.key(1), (2, -(-size[0] // 2), -(-size[1] // 2), 3))
+    x = jax.random.normal(jax.random.key(0), (1, 2, *size, 3))
+    weights = jax.random.normal(jax.random.key(1), (1, 2, -(-size[0] // 2), -(-size[1] // 2), 3))
 
     def reduction(x):
-        return nnx.max_pool(x, (3, 3), strides=(2, 2), padding="SAME")
+        return nnx.max_pool(x[0], (3, 3), strides=(2, 2), padding="SAME")[None]
 
     np.testing.assert_array_equal(max_pool(x), reduction(x))
     ours, wanted = (
-        jax.grad(lambda x, pool=pool: (pool(x) * target).sum())(x) for pool in (max_pool, reduction)
+        jax.grad(lambda x, pool=pool: (pool(x) * weights).sum())(x)
+        for pool in (max_pool, reduction)
     )
     np.testing.assert_allclose(ours, wanted, rtol=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("size", [(24, 32), (17, 30)], ids=["in_blocks", "of_any_size"])
+@pytest.mark.parametrize(
+    ("build", "shape"),
+    [
+        (lambda: _tiny(width=0.5, blocks=(2, 1)), lambda size: (2, 3, *size, 3)),
+        (lambda: AudioResNet(blocks=(1, 1), width=0.25, rngs=nnx.Rngs(0)), lambda size: (2, *size)),
+    ],
+    ids=["video", "audio"],
+)
+def test_the_form_for_tpus_computes_the_same(build, shape, size):
+    with golden_rules.x64():
+        x = jax.random.uniform(jax.random.key(1), shape(size), jnp.float64)
+        results = []
+        for platform in ("cpu", "tpu"):
+            loss, params = _loss_of(build())
+            with target.described(platform):
+                results.append(jax.jit(jax.value_and_grad(loss, has_aux=True))(params, x))
+        for here, there in zip(*map(jax.tree.leaves, results), strict=True):
+            # Parameters are float32, so gradients are rounded to float32 at the end.
+            np.testing.assert_allclose(there, here, rtol=1e-6, atol=1e-6)
+
+
+def test_of_equal_pixels_the_pooling_in_blocks_gives_the_gradient_to_one():
+    x = jnp.ones((1, 1, 4, 4, 8))
+    gradient = jax.grad(lambda x: max_pool_in_blocks(x).sum())(x)
+    assert sorted(set(np.unique(gradient))) == [0, 1]
+    assert gradient.sum() == 4 * 4 * 2
 
 
 def test_kernels_start_as_an_uncorrected_truncated_normal():
