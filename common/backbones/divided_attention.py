@@ -9,43 +9,34 @@ or in float64 for float64 inputs; the result has the inputs' dtype.
 from __future__ import annotations
 
 import functools
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from common.backbones import framed_attention as framed
 from common.backbones.inception import chosen
 from common.backbones.initializers import torch_linear
+from common.backbones.products import dense, dot
+
+
+class Grid(NamedTuple):
+    """What the tokens of a clip stand for, beside its class token."""
+
+    frames: int
+    patches: int  # of each frame
+
+
+def class_token(x: jax.Array, grid: Grid) -> jax.Array:
+    """The class token (B, 1, D) of tokens as `DividedAttention` takes them."""
+    return framed.class_token(x, grid.patches) if x.ndim == 5 else x[:, :1]
+
 
 # Axes of (B, F, N, H, K) in the order in which the one to look along comes before the last. In any
 # other, matrix products begin by copying.
 _ORDERS = {"space": (0, 1, 3, 2, 4), "time": (0, 2, 3, 1, 4)}
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _dot(subscripts: str, a: jax.Array, b: jax.Array) -> jax.Array:
-    """An einsum that sums in float32 at least, and whose gradients multiply in its inputs' dtype.
-
-    What JAX derives would widen the other factor to the float32 of the result's gradient.
-    """
-    wide = jnp.promote_types(jnp.result_type(a, b), jnp.float32)
-    return jnp.einsum(subscripts, a, b, preferred_element_type=wide)
-
-
-def _dot_forward(subscripts, a, b):
-    return _dot(subscripts, a, b), (a, b)
-
-
-def _dot_backward(subscripts, kept, dy):
-    a, b = kept
-    of_a, of_b, of_y = subscripts.replace("->", ",").split(",")
-    da = _dot(f"{of_y},{of_b}->{of_a}", dy.astype(b.dtype), b)
-    db = _dot(f"{of_y},{of_a}->{of_b}", dy.astype(a.dtype), a)
-    return da.astype(a.dtype), db.astype(b.dtype)
-
-
-_dot.defvjp(_dot_forward, _dot_backward)
 
 
 def class_attention(
@@ -66,15 +57,15 @@ def class_attention(
     Returns:
         (B, H, K).
     """
-    own_BH = _dot("bhk,bhk->bh", q_BHK, keys[0])
-    seen_BSHT = _dot("bhk,bshtk->bsht", q_BHK, keys[1])
+    own_BH = dot("bhk,bhk->bh", q_BHK, keys[0])
+    seen_BSHT = dot("bhk,bshtk->bsht", q_BHK, keys[1])
     if real_BSHT is not None:
         seen_BSHT = jnp.where(real_BSHT, seen_BSHT, -jnp.inf)
     highest_BH = jax.lax.stop_gradient(jnp.maximum(own_BH, seen_BSHT.max((1, 3))))
     own_BH = jnp.exp(own_BH - highest_BH)
     seen_BSHT = jnp.exp(seen_BSHT - highest_BH[:, None, :, None])
     total_BH = own_BH + seen_BSHT.sum((1, 3))
-    y_BHK = _dot("bsht,bshtk->bhk", seen_BSHT.astype(q_BHK.dtype), values[1])
+    y_BHK = dot("bsht,bshtk->bhk", seen_BSHT.astype(q_BHK.dtype), values[1])
     y_BHK = y_BHK + own_BH[..., None] * values[0]
     return (y_BHK / total_BH[..., None]).astype(q_BHK.dtype)
 
@@ -97,12 +88,12 @@ def time_attention(
         (B, N, H, F, K).
     """
     k_BNHGK, v_BNHGK = (_class_first(*tokens) for tokens in (keys, values))
-    logits_BNHFG = _dot("bnhfk,bnhgk->bnhfg", q_BNHFK, k_BNHGK)
+    logits_BNHFG = dot("bnhfk,bnhgk->bnhfg", q_BNHFK, k_BNHGK)
     if real_BF is not None:
         real_BG = jnp.pad(real_BF, ((0, 0), (1, 0)), constant_values=True)
         logits_BNHFG = jnp.where(real_BG[:, None, None, None], logits_BNHFG, -jnp.inf)
     weights_BNHFG = jax.nn.softmax(logits_BNHFG).astype(v_BNHGK.dtype)
-    return _dot("bnhfg,bnhgk->bnhfk", weights_BNHFG, v_BNHGK).astype(q_BNHFK.dtype)
+    return dot("bnhfg,bnhgk->bnhfk", weights_BNHFG, v_BNHGK).astype(q_BNHFK.dtype)
 
 
 def _class_first(own_BHK: jax.Array, x_BNHGK: jax.Array) -> jax.Array:
@@ -135,14 +126,14 @@ def space_attention(
 
 
 def _space_forward(q_BFHNK, keys, values):
-    own_BFHN = _dot("bfhnk,bhk->bfhn", q_BFHNK, keys[0])
-    seen_BFHNM = _dot("bfhnk,bfhmk->bfhnm", q_BFHNK, keys[1])
+    own_BFHN = dot("bfhnk,bhk->bfhn", q_BFHNK, keys[0])
+    seen_BFHNM = dot("bfhnk,bfhmk->bfhnm", q_BFHNK, keys[1])
     highest_BFHN = jnp.maximum(own_BFHN, seen_BFHNM.max(-1))
     own_BFHN = jnp.exp(own_BFHN - highest_BFHN)
     seen_BFHNM = jnp.exp(seen_BFHNM - highest_BFHN[..., None])
     total_BFHN = own_BFHN + seen_BFHNM.sum(-1)
     seen_BFHNM = seen_BFHNM.astype(q_BFHNK.dtype)
-    y_BFHNK = _dot("bfhnm,bfhmk->bfhnk", seen_BFHNM, values[1])
+    y_BFHNK = dot("bfhnm,bfhmk->bfhnk", seen_BFHNM, values[1])
     y_BFHNK = y_BFHNK + own_BFHN[..., None] * values[0][:, None, :, None]
     y_BFHNK = (y_BFHNK / total_BFHN[..., None]).astype(q_BFHNK.dtype)
     return y_BFHNK, (q_BFHNK, keys, values, y_BFHNK, own_BFHN, seen_BFHNM, total_BFHN)
@@ -153,63 +144,20 @@ def _space_backward(kept, dy_BFHNK):
     q_BFHNK, keys, values, y_BFHNK, own_BFHN, seen_BFHNM, total_BFHN = kept
     dtype = q_BFHNK.dtype
     dy_BFHNK = (dy_BFHNK / total_BFHN[..., None]).astype(dtype)
-    mean_BFHN = _dot("bfhnk,bfhnk->bfhn", dy_BFHNK, y_BFHNK)
-    dseen_BFHNM = _dot("bfhnk,bfhmk->bfhnm", dy_BFHNK, values[1]) - mean_BFHN[..., None]
+    mean_BFHN = dot("bfhnk,bfhnk->bfhn", dy_BFHNK, y_BFHNK)
+    dseen_BFHNM = dot("bfhnk,bfhmk->bfhnm", dy_BFHNK, values[1]) - mean_BFHN[..., None]
     dseen_BFHNM = (seen_BFHNM * dseen_BFHNM).astype(dtype)
-    down_BFHN = own_BFHN * (_dot("bfhnk,bhk->bfhn", dy_BFHNK, values[0]) - mean_BFHN)
-    dq_BFHNK = _dot("bfhnm,bfhmk->bfhnk", dseen_BFHNM, keys[1])
+    down_BFHN = own_BFHN * (dot("bfhnk,bhk->bfhn", dy_BFHNK, values[0]) - mean_BFHN)
+    dq_BFHNK = dot("bfhnm,bfhmk->bfhnk", dseen_BFHNM, keys[1])
     dq_BFHNK = dq_BFHNK + down_BFHN[..., None] * keys[0][:, None, :, None]
-    own_sum = functools.partial(_dot, "bfhn,bfhnk->bhk")
-    seen_sum = functools.partial(_dot, "bfhnm,bfhnk->bfhmk")
+    own_sum = functools.partial(dot, "bfhn,bfhnk->bhk")
+    seen_sum = functools.partial(dot, "bfhnm,bfhnk->bfhmk")
     dkeys = own_sum(down_BFHN.astype(dtype), q_BFHNK), seen_sum(dseen_BFHNM, q_BFHNK)
     dvalues = own_sum(own_BFHN.astype(dtype), dy_BFHNK), seen_sum(seen_BFHNM, dy_BFHNK)
     return jax.tree.map(lambda x: x.astype(dtype), (dq_BFHNK, dkeys, dvalues))
 
 
 space_attention.defvjp(_space_forward, _space_backward)
-
-
-def dense(layer: nnx.Linear, x: jax.Array, columns: slice = slice(None)) -> jax.Array:
-    """The outputs of a dense layer, or some of them, by `affine`.
-
-    Args:
-        layer: with a bias.
-        x: (..., I); computed in the layer's dtype, None follows ``x`` and the parameters.
-        columns: which outputs.
-
-    Returns:
-        (..., O).
-    """
-    operands = x, layer.kernel[:, columns], layer.bias[columns]
-    return affine(*nnx.nn.dtypes.promote_dtype(operands, dtype=layer.dtype))
-
-
-@jax.custom_vjp
-def affine(x: jax.Array, kernel_IO: jax.Array, bias_O: jax.Array) -> jax.Array:
-    """``x @ kernel_IO + bias_O`` for x (..., I), with a gradient that is cheap on CPUs."""
-    return x @ kernel_IO + bias_O
-
-
-def _affine_forward(x, kernel_IO, bias_O):
-    return affine(x, kernel_IO, bias_O), (x, kernel_IO)
-
-
-def _affine_backward(kept, dy):
-    x, kernel_IO = kept
-    # Otherwise XLA computes both anew wherever they are used, in dy the gradients of all later
-    # residuals, and in the order of whatever is made of them.
-    x, dy = jax.lax.optimization_barrier((x, dy))
-    rows = tuple(range(x.ndim - 1))
-    over_rows = ((rows, rows), ((), ()))
-    # XLA copies the first factor column by column, and computes it anew at that: the narrower one.
-    if x.shape[-1] > dy.shape[-1]:
-        dkernel_IO = jax.lax.dot_general(dy, x, over_rows).T
-    else:
-        dkernel_IO = jax.lax.dot_general(x, dy, over_rows)
-    return dy @ kernel_IO.T, dkernel_IO, dy.sum(rows)
-
-
-affine.defvjp(_affine_forward, _affine_backward)
 
 
 class DividedAttention(nnx.Module):
@@ -230,16 +178,19 @@ class DividedAttention(nnx.Module):
         self.qkv = torch_linear(width, 3 * width, dtype=dtype, rngs=rngs)
         self.output = torch_linear(width, width, dtype=dtype, rngs=rngs)
 
-    def __call__(
-        self, x_BMD: jax.Array, frames: int, real_BF: jax.Array | None = None
-    ) -> jax.Array:
-        """Maps tokens (B, 1 + F * N, D), the class token first, to as many."""
+    def __call__(self, x_BMD: jax.Array, grid: Grid, real_BF: jax.Array | None = None) -> jax.Array:
+        """Maps tokens (B, 1 + F * N, D), the class token first, to as many.
+
+        Tokens (B, F, G, S, D), as `common.backbones.framed_attention` lays them out, stay so.
+        """
+        if x_BMD.ndim == 5:
+            return self._framed(x_BMD, grid, real_BF)
         q_BMD, k_BMD, v_BMD = jnp.split(dense(self.qkv, x_BMD), 3, -1)
-        (q_BHK, q), keys, values = (self._apart(x, frames) for x in (q_BMD, k_BMD, v_BMD))
+        (q_BHK, q), keys, values = (self._apart(x, grid) for x in (q_BMD, k_BMD, v_BMD))
         if self.axis == "time":
-            y = time_attention(q * self._scale(q), keys, values, real_BF)
+            y = time_attention(q * self._scale, keys, values, real_BF)
         else:
-            y = space_attention(q * self._scale(q), keys, values)
+            y = space_attention(q * self._scale, keys, values)
         y_BFNHK = y.transpose(np.argsort(_ORDERS[self.axis]))
         own_BHK = self._look(q_BHK, keys, values, real_BF)
         y_BMD = jnp.concatenate(
@@ -248,27 +199,50 @@ class DividedAttention(nnx.Module):
         return dense(self.output, y_BMD)
 
     def class_token(
-        self, x_BMD: jax.Array, frames: int, real_BF: jax.Array | None = None
+        self, x_BMD: jax.Array, grid: Grid, real_BF: jax.Array | None = None
     ) -> jax.Array:
         """The class token of the result alone, (B, 1, D); patches get no queries."""
-        width = x_BMD.shape[-1]
-        q_B1D = dense(self.qkv, x_BMD[:, :1], slice(width))
-        kv_BME = dense(self.qkv, x_BMD, slice(width, None))
-        keys, values = (self._apart(x, frames) for x in jnp.split(kv_BME, 2, -1))
+        of_q, of_k, of_v = self._columns
+        q_B1D = dense(self.qkv, class_token(x_BMD, grid), of_q)
+        if x_BMD.ndim == 5:
+            k, v = (dense(self.qkv, x_BMD, columns) for columns in (of_k, of_v))
+            heads = framed.Heads(self.heads, x_BMD.shape[-1])
+            y_B1D = framed.class_attention(q_B1D * self._scale, k, v, heads, grid.patches, real_BF)
+            return dense(self.output, y_B1D)
+        kv_BME = dense(self.qkv, x_BMD, slice(of_k.start, of_v.stop))
+        keys, values = (self._apart(x, grid) for x in jnp.split(kv_BME, 2, -1))
         q_BHK = q_B1D.reshape(len(x_BMD), self.heads, -1)
         return dense(self.output, self._look(q_BHK, keys, values, real_BF).reshape(q_B1D.shape))
+
+    def _framed(self, x_BFGSD, grid, real_BF):
+        q, k, v = (dense(self.qkv, x_BFGSD, columns) for columns in self._columns)
+        q, heads, patches = q * self._scale, framed.Heads(self.heads, q.shape[-1]), grid.patches
+        if self.axis == "time":
+            y = framed.time_attention(q, k, v, heads, patches, real_BF)
+        else:
+            y = framed.space_attention(q, k, v, heads, patches)
+        own_B1D = framed.class_token(q, patches)
+        own_B1D = framed.class_attention(own_B1D, k, v, heads, patches, real_BF)
+        return dense(self.output, framed.with_class_token(y, own_B1D, patches))
 
     def _look(self, q_BHK, keys, values, real_BF):
         """What the class token sees."""
         if real_BF is not None:
             real_BF = jnp.expand_dims(real_BF, (2, 3) if self.axis == "space" else (1, 2))
-        return class_attention(q_BHK * self._scale(q_BHK), keys, values, real_BF)
+        return class_attention(q_BHK * self._scale, keys, values, real_BF)
 
-    def _scale(self, q: jax.Array) -> float:
-        return q.shape[-1] ** -0.5
+    @property
+    def _columns(self) -> tuple[slice, ...]:
+        """Where queries, keys and values stand in what the dense layer puts out."""
+        width = self.output.in_features
+        return tuple(slice(i * width, (i + 1) * width) for i in range(3))
 
-    def _apart(self, x_BMD: jax.Array, frames: int) -> tuple[jax.Array, jax.Array]:
+    @property
+    def _scale(self) -> float:
+        return (self.output.in_features // self.heads) ** -0.5
+
+    def _apart(self, x_BMD: jax.Array, grid: Grid) -> tuple[jax.Array, jax.Array]:
         """The class token by heads, and the patches by heads with the axis to look along last."""
         x_BMHK = x_BMD.reshape(*x_BMD.shape[:2], self.heads, -1)
-        x_BFNHK = x_BMHK[:, 1:].reshape(len(x_BMD), frames, -1, *x_BMHK.shape[2:])
+        x_BFNHK = x_BMHK[:, 1:].reshape(len(x_BMD), *grid, *x_BMHK.shape[2:])
         return x_BMHK[:, 0], x_BFNHK.transpose(_ORDERS[self.axis])

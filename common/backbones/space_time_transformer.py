@@ -12,9 +12,12 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from common.backbones.divided_attention import DividedAttention, affine, dense
+from common import target
+from common.backbones import framed_attention
+from common.backbones.divided_attention import DividedAttention, Grid, class_token
 from common.backbones.inception import chosen
 from common.backbones.initializers import torch_linear
+from common.backbones.products import affine, dense
 from common.errors import UserError
 
 # The widths, depths and patches by which ViTs are known (Dosovitskiy et al., 2020,
@@ -156,29 +159,27 @@ class Block(nnx.Module):
         self.mlp_out = torch_linear(hidden, width, dtype=dtype, rngs=rngs)
         self.activation = activation
 
-    def __call__(
-        self, x_BMD: jax.Array, frames: int, real_BF: jax.Array | None = None
-    ) -> jax.Array:
-        """Maps tokens (B, 1 + F * N, D), the class token first, to as many.
+    def __call__(self, x_BMD: jax.Array, grid: Grid, real_BF: jax.Array | None = None) -> jax.Array:
+        """Maps tokens, laid out as `DividedAttention` takes them, to as many.
 
         Args:
             x_BMD: tokens, patches frame by frame.
-            frames: F.
+            grid: F frames of N patches.
             real_BF: which frames are there; no token sees the others. None: all are.
         """
-        y_BMD = x_BMD + self.space(self._in_time(x_BMD, frames, real_BF), frames, real_BF)
+        y_BMD = x_BMD + self.space(self._in_time(x_BMD, grid, real_BF), grid, real_BF)
         return y_BMD + self._perceptron(y_BMD)
 
     def class_token(
-        self, x_BMD: jax.Array, frames: int, real_BF: jax.Array | None = None
+        self, x_BMD: jax.Array, grid: Grid, real_BF: jax.Array | None = None
     ) -> jax.Array:
         """The class token of the result alone, (B, 1, D), for the work of about 0.4 blocks."""
-        seen_BMD = self._in_time(x_BMD, frames, real_BF)
-        y_B1D = x_BMD[:, :1] + self.space.class_token(seen_BMD, frames, real_BF)
+        seen_BMD = self._in_time(x_BMD, grid, real_BF)
+        y_B1D = class_token(x_BMD, grid) + self.space.class_token(seen_BMD, grid, real_BF)
         return y_B1D + self._perceptron(y_B1D)
 
-    def _in_time(self, x_BMD, frames, real_BF):
-        time_BMD = self.time(self.time_norm(x_BMD), frames, real_BF)
+    def _in_time(self, x_BMD, grid, real_BF):
+        time_BMD = self.time(self.time_norm(x_BMD), grid, real_BF)
         return self.space_norm(x_BMD + time_BMD)
 
     def _perceptron(self, x_BMD: jax.Array) -> jax.Array:
@@ -349,12 +350,15 @@ class SpaceTimeTransformer(nnx.Module):
             # Weights of padding are zero, but zero times what is not a number is not zero.
             video_BTHWC = jnp.where(real_BF[..., None, None, None], video_BTHWC, 0)
         x_BMD = self.tokens(video_BTHWC)
+        grid = Grid(frames, (x_BMD.shape[1] - 1) // frames)
+        if target.platform() == "tpu":
+            x_BMD = framed_attention.from_tokens(x_BMD, frames)
         for block in self.blocks[:-1]:
-            x_BMD = self._run(Block.__call__, block, x_BMD, frames, real_BF)
-        class_B1D = self._run(Block.class_token, self.blocks[-1], x_BMD, frames, real_BF)
+            x_BMD = self._run(Block.__call__, block, x_BMD, grid, real_BF)
+        class_B1D = self._run(Block.class_token, self.blocks[-1], x_BMD, grid, real_BF)
         y_BD = self.norm(class_B1D)[:, 0]
         return _wide(y_BD)
 
-    def _run(self, part, block: Block, x_BMD: jax.Array, frames: int, real_BF) -> jax.Array:
-        run = lambda block, x_BMD: part(block, x_BMD, frames, real_BF)  # noqa: E731
+    def _run(self, part, block: Block, x_BMD: jax.Array, grid: Grid, real_BF) -> jax.Array:
+        run = lambda block, x_BMD: part(block, x_BMD, grid, real_BF)  # noqa: E731
         return (nnx.remat(run) if self.remat else run)(block, x_BMD)

@@ -14,7 +14,7 @@ from flax import nnx
 from hypothesis import strategies as st
 
 from common import state
-from common.backbones.divided_attention import DividedAttention, space_attention
+from common.backbones.divided_attention import DividedAttention, Grid, space_attention
 from common.backbones.space_time_transformer import (
     SIZES,
     TIME_STARTS,
@@ -82,13 +82,13 @@ def _embed(model, video, frames_B=None):
 @nnx.jit
 def _stages(model, video):
     """What the reference stores: tokens, both attentions of the first block, and every block."""
-    frames, x = video.shape[1], model.tokens(video)
-    first = model.blocks[0]
-    time = first.time(first.time_norm(x), frames)
-    space = first.space(first.space_norm(x + time), frames)
+    x, first = model.tokens(video), model.blocks[0]
+    grid = Grid(video.shape[1], (x.shape[1] - 1) // video.shape[1])
+    time = first.time(first.time_norm(x), grid)
+    space = first.space(first.space_norm(x + time), grid)
     found = {"tokens": x, "block0_time": time, "block0_space": space}
     for number, block in enumerate(model.blocks):
-        x = found[f"block{number}"] = block(x, frames)
+        x = found[f"block{number}"] = block(x, grid)
     return found
 
 
@@ -170,9 +170,10 @@ def test_attention_is_that_over_all_tokens_with_a_mask(axis):
     with golden_rules.x64():
         module = _as("float64", DividedAttention(axis, 8, 2, dtype=None, rngs=nnx.Rngs(0)))
         x = np.random.default_rng(1).standard_normal((2, 1 + 3 * 5, 8)) * 3
-        y = module(jnp.asarray(x), 3)
+        grid = Grid(3, 5)
+        y = module(jnp.asarray(x), grid)
         np.testing.assert_allclose(y, _dense_attention(module, x, 3, axis), rtol=1e-11, atol=1e-12)
-        np.testing.assert_allclose(module.class_token(jnp.asarray(x), 3), y[:, :1], rtol=1e-12)
+        np.testing.assert_allclose(module.class_token(jnp.asarray(x), grid), y[:, :1], rtol=1e-12)
 
 
 def test_the_written_gradient_of_attention_in_space_is_the_derivative():
@@ -258,7 +259,7 @@ def test_frames_are_told_apart_by_their_positions_in_time_alone():
 def test_attention_in_time_begins_as_nothing_and_learns(start):
     model = _begun(**(TINY | {"depth": 1, "time_start": start}))
     video = jax.random.normal(jax.random.key(0), (2, 4, 32, 32, 3))
-    seen = nnx.jit(lambda model: model.blocks[0].time(model.tokens(video), 4))(model)
+    seen = nnx.jit(lambda model: model.blocks[0].time(model.tokens(video), Grid(4, 4)))(model)
     assert (seen == 0).all()
     graphdef, variables = nnx.split(model)
     loss = lambda variables: jnp.square(nnx.merge(graphdef, variables)(video)[:, :9]).sum()  # noqa: E731
