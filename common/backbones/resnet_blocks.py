@@ -9,35 +9,26 @@ import jax.numpy as jnp
 from flax import nnx
 
 from common import target
-from common.backbones import convolution_3d
 from common.backbones.batch_norm import BatchNorm
 from common.backbones.initializers import truncated_fan_in
 from common.backbones.resnet_stem import Stem
 
 
 class FrameConv(nnx.Conv):
-    """A convolution of every frame by itself.
-
-    On TPUs it is one over time and space whose kernel is one frame long: so all that a network does
-    to a clip is laid out in memory the same way. Elsewhere it is that of an image.
-    """
+    """A convolution of every frame by itself."""
 
     def __call__(self, x_BTHWC: jax.Array) -> jax.Array:
         """Maps (B, T, H, W, C) to (B, T, ceil(H / stride), ceil(W / stride), C')."""
-        if target.platform() == "tpu":
-            dtype = self.dtype or jnp.promote_types(x_BTHWC.dtype, self.kernel[...].dtype)
-            kernel = self.kernel[...].astype(dtype)[None]
-            stride = (1, *self.strides)
-            return convolution_3d.convolve_joint(x_BTHWC.astype(dtype), kernel, stride, "SAME")
         y = super().__call__(x_BTHWC.reshape(-1, *x_BTHWC.shape[2:]))
         return y.reshape(*x_BTHWC.shape[:2], *y.shape[1:])
 
 
 class PointwiseConv(FrameConv):
-    """A 1x1 convolution as the matrix product it is.
+    """A 1x1 convolution, where that is faster as the matrix product it is.
 
-    XLA knows this on accelerators; on CPUs its convolutions, and above all their gradients, are
-    several times slower than its matrix products.
+    On CPUs XLA's convolutions, and above all their gradients, are several times slower than its
+    matrix products. On TPUs it lays out in memory alike what convolutions, but not what products,
+    read and write.
     """
 
     def __call__(self, x_BTHWC: jax.Array) -> jax.Array:

@@ -17,9 +17,9 @@ _KERNEL = 7
 _BLOCK = 4  # pixels of input, on a side, that become one pixel of the pooled output
 
 
-def max_pool(x_BTHWC: jax.Array) -> jax.Array:
+def max_pool(x_NHWC: jax.Array) -> jax.Array:
     """Takes the maximum of 3x3 pixels at stride 2, with "SAME" padding by minus infinity."""
-    return convolution_3d.max_pool(x_BTHWC, (1, 3, 3), (1, 2, 2))
+    return convolution_3d.max_pool(x_NHWC[:, None], (1, 3, 3), (1, 2, 2))[:, 0]
 
 
 class Stem(nnx.Conv):
@@ -47,16 +47,17 @@ class Stem(nnx.Conv):
     def __call__(self, x_BTHWC: jax.Array) -> jax.Array:
         """Maps (B, T, H, W, C) to (B, T, ceil(H / 4), ceil(W / 4), C')."""
         batch, frames, height, width, channels = x_BTHWC.shape
+        x_NHWC = x_BTHWC.reshape(-1, height, width, channels)
         if target.platform() == "tpu" and height % _BLOCK == width % _BLOCK == 0:
             dtype = self.dtype or jnp.promote_types(x_BTHWC.dtype, self.kernel[...].dtype)
-            return max_pool_in_blocks(
-                convolve_in_blocks(x_BTHWC.astype(dtype), self.kernel[...].astype(dtype))
-            )
-        y = super().__call__(x_BTHWC.reshape(-1, height, width, channels))
-        return max_pool(y.reshape(batch, frames, *y.shape[1:]))
+            kernel = self.kernel[...].astype(dtype)
+            y = max_pool_in_blocks(convolve_in_blocks(x_NHWC.astype(dtype), kernel))
+        else:
+            y = max_pool(super().__call__(x_NHWC))
+        return y.reshape(batch, frames, *y.shape[1:])
 
 
-def convolve_in_blocks(x_BTHWC: jax.Array, kernel_UVCD: jax.Array) -> jax.Array:
+def convolve_in_blocks(x_NHWC: jax.Array, kernel_UVCD: jax.Array) -> jax.Array:
     """Convolves with 7x7 pixels at stride 2 ("SAME"), so that a TPU's lanes and products are full.
 
     Three channels fill 3 of 128 lanes, and 64 half of them. Here 4x4 pixels of the input lie side
@@ -64,25 +65,23 @@ def convolve_in_blocks(x_BTHWC: jax.Array, kernel_UVCD: jax.Array) -> jax.Array:
     is a convolution of 3x3 blocks, most of whose weights are zero or occur several times.
 
     Args:
-        x_BTHWC: images whose sides are multiples of four.
+        x_NHWC: images whose sides are multiples of four.
         kernel_UVCD: (7, 7, C, D), of the same dtype.
 
     Returns:
-        (B, T, H / 4, W / 4, 4 D): of the output the pixels (0, 0), (0, 1), (1, 0) and (1, 1) of
+        (N, H / 4, W / 4, 4 D): of the output the pixels (0, 0), (0, 1), (1, 0) and (1, 1) of
         each block of two by two, D channels each.
     """
-    batch, frames, height, width, channels = x_BTHWC.shape
+    batch, height, width, channels = x_NHWC.shape
     taps = jnp.asarray(_taps(), kernel_UVCD.dtype)
     kernel = jnp.einsum(
         "praU,qsbV,UVcd->pqrscabd", taps, taps, kernel_UVCD, precision=jax.lax.Precision.HIGHEST
     )
-    kernel = kernel.reshape(1, 3, 3, _BLOCK * _BLOCK * channels, -1)
-    blocks = x_BTHWC.reshape(
-        batch, frames, height // _BLOCK, _BLOCK, width // _BLOCK, _BLOCK, channels
-    )
-    blocks = blocks.transpose(0, 1, 2, 4, 3, 5, 6)
-    blocks = blocks.reshape(*blocks.shape[:4], _BLOCK * _BLOCK * channels)
-    return convolution_3d.convolve_joint(blocks, kernel, (1, 1, 1), ((0, 0), (1, 1), (1, 1)))
+    kernel = kernel.reshape(3, 3, _BLOCK * _BLOCK * channels, -1)
+    blocks = x_NHWC.reshape(batch, height // _BLOCK, _BLOCK, width // _BLOCK, _BLOCK, channels)
+    blocks = blocks.transpose(0, 1, 3, 2, 4, 5)
+    blocks = blocks.reshape(*blocks.shape[:3], _BLOCK * _BLOCK * channels)
+    return convolution_3d.convolve_joint(blocks, kernel, (1, 1), "SAME")
 
 
 @functools.cache
@@ -98,24 +97,24 @@ def _taps() -> np.ndarray:
 
 
 @jax.custom_vjp
-def max_pool_in_blocks(x_BTHWC: jax.Array) -> jax.Array:
-    """Does what `max_pool` does to what `convolve_in_blocks` returns: (B, T, H, W, C / 4).
+def max_pool_in_blocks(x_NHWC: jax.Array) -> jax.Array:
+    """Does what `max_pool` does to what `convolve_in_blocks` returns: (N, H, W, C / 4).
 
     Its gradient gathers, as that of `max_pool`; the compiler for TPUs does not even estimate what
     the scattering gradient of XLA's window reduction takes.
     """
-    return _max_and_place(x_BTHWC)[0]
+    return _max_and_place(x_NHWC)[0]
 
 
-def _max_and_place(x_BTHWC: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _max_and_place(x_NHWC: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Returns the maxima and where in their window of 3x3 they lie, as int8."""
-    upper, lower = jnp.split(x_BTHWC, 2, -1)
-    maximum, row = _max_of_three(upper, lower, _neighbour(upper, 2, 1, -jnp.inf))
+    upper, lower = jnp.split(x_NHWC, 2, -1)
+    maximum, row = _max_of_three(upper, lower, _neighbour(upper, 1, 1, -jnp.inf))
     left, right = jnp.split(maximum, 2, -1)
     row_left, row_right = jnp.split(row, 2, -1)
-    y, column = _max_of_three(left, right, _neighbour(left, 3, 1, -jnp.inf))
+    y, column = _max_of_three(left, right, _neighbour(left, 2, 1, -jnp.inf))
     row = jnp.where(
-        column == 0, row_left, jnp.where(column == 1, row_right, _neighbour(row_left, 3, 1, 0))
+        column == 0, row_left, jnp.where(column == 1, row_right, _neighbour(row_left, 2, 1, 0))
     )
     return y, 3 * row + column
 
@@ -153,8 +152,8 @@ def _gradient_in_blocks(place: jax.Array, dy: jax.Array) -> tuple[jax.Array]:
             got = jnp.zeros_like(dy)
             for row, down in rows:
                 for column, right in columns:
-                    at = _neighbour(_neighbour(place, 2, down, -1), 3, right, -1)
-                    what = _neighbour(_neighbour(dy, 2, down, 0), 3, right, 0)
+                    at = _neighbour(_neighbour(place, 1, down, -1), 2, right, -1)
+                    what = _neighbour(_neighbour(dy, 1, down, 0), 2, right, 0)
                     got = got + jnp.where(at == 3 * row + column, what, 0)
             pixels.append(got)
     return (jnp.concatenate(pixels, -1),)

@@ -49,11 +49,11 @@ def test_the_temporal_shift_keeps_clips_apart(clips, frames, channels):
 
 @pytest.mark.parametrize("size", [(7, 8), (1, 2)])
 def test_pooling_and_its_gradient_are_those_of_the_window_reduction(size):
-    x = jax.random.normal(jax.random.key(0), (1, 2, *size, 3))
-    weights = jax.random.normal(jax.random.key(1), (1, 2, -(-size[0] // 2), -(-size[1] // 2), 3))
+    x = jax.random.normal(jax.random.key(0), (2, *size, 3))
+    weights = jax.random.normal(jax.random.key(1), (2, -(-size[0] // 2), -(-size[1] // 2), 3))
 
     def reduction(x):
-        return nnx.max_pool(x[0], (3, 3), strides=(2, 2), padding="SAME")[None]
+        return nnx.max_pool(x, (3, 3), strides=(2, 2), padding="SAME")
 
     np.testing.assert_array_equal(max_pool(x), reduction(x))
     ours, wanted = (
@@ -87,7 +87,7 @@ def test_the_form_for_tpus_computes_the_same(build, shape, size):
 
 
 def test_of_equal_pixels_the_pooling_in_blocks_gives_the_gradient_to_one():
-    x = jnp.ones((1, 1, 4, 4, 8))
+    x = jnp.ones((1, 4, 4, 8))
     gradient = jax.grad(lambda x: max_pool_in_blocks(x).sum())(x)
     assert sorted(set(np.unique(gradient))) == [0, 1]
     assert gradient.sum() == 4 * 4 * 2
