@@ -82,24 +82,29 @@ def _max_gradient(axis, size, stride, padding, kept, dy):
     """
     place, n = kept
     reach = (size - 1) // stride  # windows before its own that a value lies in
-    count = dy.shape[axis] + reach
-    dy = _pad_axis(dy, axis, (reach, reach), 0)
-    place = _pad_axis(place, axis, (reach, reach), -1)
-    # Else XLA computes both anew, zeros and all, for each of the slices.
-    dy, place = jax.lax.optimization_barrier((dy, place))
+    count = math.ceil(n / stride)
+    after = max(count - dy.shape[axis] + 1, 0)
+    dy = _pad_axis(dy, axis, (reach, after), 0)
+    place = _pad_axis(place, axis, (reach, after), -1)
+    if target.platform() != "tpu":
+        # Else XLA computes both anew, zeros and all, for each of the slices.
+        dy, place = jax.lax.optimization_barrier((dy, place))
     offsets = []
-    for offset in range(stride):
-        got = jnp.zeros_like(jax.lax.slice_in_dim(dy, 0, count, 1, axis))
+    for position in range(stride):
+        first, offset = divmod(position + padding[0], stride)
+        got = 0
         for tap in range(offset, size, stride):
-            begin = reach - tap // stride
+            begin = reach + first - tap // stride
             where, what = (
                 jax.lax.slice_in_dim(a, begin, begin + count, 1, axis) for a in (place, dy)
             )
             got = got + jnp.where(where == tap, what, 0)
         offsets.append(got)
+    if stride == 1:
+        return (offsets[0],)
     together = jnp.stack(offsets, axis + 1)
     dx = together.reshape(*dy.shape[:axis], count * stride, *dy.shape[axis + 1 :])
-    return (jax.lax.slice_in_dim(dx, padding[0], padding[0] + n, 1, axis),)
+    return (jax.lax.slice_in_dim(dx, 0, n, 1, axis),)
 
 
 _max_along.defvjp(_keep_place, _max_gradient)

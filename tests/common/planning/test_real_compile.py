@@ -1,5 +1,10 @@
 """The TPU compiler itself, on a CPU: what it says of small steps is what can be counted by hand."""
 
+import pathlib
+import re
+import subprocess
+import sys
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -13,6 +18,7 @@ from common.errors import UserError  # noqa: E402
 from common.planning import hlo, planner, report, topology  # noqa: E402
 
 pytestmark = pytest.mark.slow
+ROOT = pathlib.Path(__file__).parents[3]
 
 GRADIENTS = 4 * (8 * 16 + 16 + 16 * 4 + 4 + 16 + 16)  # bytes of the toy's in float32
 
@@ -80,3 +86,14 @@ def test_every_example_of_a_slice_works_and_a_chip_is_one_device(name):
 def test_a_slice_that_does_not_exist_is_refused_with_some_that_do():
     with pytest.raises(UserError, match="for example v5e:1x1"):
         topology.describe("v5e:3x7")
+
+
+def test_networks_alone_take_fewer_cycles_than_all_that_surrounds_them():
+    def cycles(module, *flags):
+        command = [sys.executable, "-m", module, "--config=configs/brave_v_a.py:smoke"]
+        done = subprocess.run([*command, *flags], cwd=ROOT, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return int(re.search(r"cycles, estimated +([\d,]+)", done.stdout)[1].replace(",", ""))
+
+    alone = cycles("benchmarks.networks_on_tpu")
+    assert 0 < alone < cycles("common.plan", "--topology=v5e:1x1")
