@@ -54,7 +54,9 @@ class Program:
     @functools.cached_property
     def traced(self) -> jax.stages.Traced:
         """The step for the shapes of this configuration, as JAX sees it."""
-        return self.step.trace(self.like, self.batch_like)
+        examples = self.config.batch_size // self.config.microbatches // self.mesh.size
+        with target.sharing(examples):
+            return self.step.trace(self.like, self.batch_like)
 
     @functools.cached_property
     def flops(self) -> float:

@@ -1,4 +1,4 @@
-"""The platform that programs are made for: the one at hand, unless another is described."""
+"""What programs are made for: the platform at hand, unless another is described, and its share."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import jax
 
 _described: contextvars.ContextVar[str | None] = contextvars.ContextVar("described", default=None)
+_share: contextvars.ContextVar[int] = contextvars.ContextVar("share", default=0)
 
 
 def platform() -> str:
@@ -24,3 +25,18 @@ def described(name: str) -> Iterator[None]:
         yield
     finally:
         _described.reset(token)
+
+
+def share() -> int:
+    """Returns how many examples a device computes at once; 0 where that is not known."""
+    return _share.get()
+
+
+@contextlib.contextmanager
+def sharing(examples: int) -> Iterator[None]:
+    """Makes `share` return a number within the block, in which a program is traced."""
+    token = _share.set(examples)
+    try:
+        yield
+    finally:
+        _share.reset(token)

@@ -116,6 +116,15 @@ def _pad_axis(x: jax.Array, axis: int, padding: tuple[int, int], value: float) -
     return jnp.pad(x, paddings, constant_values=value)
 
 
+def fills_registers() -> bool:
+    """Whether clips fill the rows of a TPU's registers, so that five axes are better than four.
+
+    Between convolutions over time and space, which all have the clips in rows and the channels in
+    lanes, no layout changes. With other numbers of clips than eights, rows would stay empty.
+    """
+    return target.platform() == "tpu" and target.share() > 0 and target.share() % 8 == 0
+
+
 def convolve_joint(x: jax.Array, kernel: jax.Array, stride: Sequence[int], padding) -> jax.Array:
     """Convolves images (N, H, W, C) or videos (B, T, H, W, C) by what XLA has for it."""
     spatial = "THW"[-len(stride) :]

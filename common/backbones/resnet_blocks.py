@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from common import target
+from common.backbones import convolution_3d
 from common.backbones.batch_norm import BatchNorm
 from common.backbones.initializers import truncated_fan_in
 from common.backbones.resnet_stem import Stem
@@ -19,6 +20,10 @@ class FrameConv(nnx.Conv):
 
     def __call__(self, x_BTHWC: jax.Array) -> jax.Array:
         """Maps (B, T, H, W, C) to (B, T, ceil(H / stride), ceil(W / stride), C')."""
+        if convolution_3d.fills_registers():
+            dtype = self.dtype or jnp.promote_types(x_BTHWC.dtype, self.kernel[...].dtype)
+            kernel, stride = self.kernel[...].astype(dtype)[None], (1, *self.strides)
+            return convolution_3d.convolve_joint(x_BTHWC.astype(dtype), kernel, stride, "SAME")
         y = super().__call__(x_BTHWC.reshape(-1, *x_BTHWC.shape[2:]))
         return y.reshape(*x_BTHWC.shape[:2], *y.shape[1:])
 

@@ -51,13 +51,14 @@ class Stem(nnx.Conv):
         if target.platform() == "tpu" and height % _BLOCK == width % _BLOCK == 0:
             dtype = self.dtype or jnp.promote_types(x_BTHWC.dtype, self.kernel[...].dtype)
             kernel = self.kernel[...].astype(dtype)
-            y = max_pool_in_blocks(convolve_in_blocks(x_NHWC.astype(dtype), kernel))
+            x = x_BTHWC if convolution_3d.fills_registers() else x_NHWC
+            y = max_pool_in_blocks(convolve_in_blocks(x.astype(dtype), kernel))
         else:
             y = max_pool(super().__call__(x_NHWC))
-        return y.reshape(batch, frames, *y.shape[1:])
+        return y.reshape(batch, frames, *y.shape[-3:])
 
 
-def convolve_in_blocks(x_NHWC: jax.Array, kernel_UVCD: jax.Array) -> jax.Array:
+def convolve_in_blocks(x: jax.Array, kernel_UVCD: jax.Array) -> jax.Array:
     """Convolves with 7x7 pixels at stride 2 ("SAME"), so that a TPU's lanes and products are full.
 
     Three channels fill 3 of 128 lanes, and 64 half of them. Here 4x4 pixels of the input lie side
@@ -65,23 +66,23 @@ def convolve_in_blocks(x_NHWC: jax.Array, kernel_UVCD: jax.Array) -> jax.Array:
     is a convolution of 3x3 blocks, most of whose weights are zero or occur several times.
 
     Args:
-        x_NHWC: images whose sides are multiples of four.
+        x: images (N, H, W, C), or clips (B, T, H, W, C), whose sides are multiples of four.
         kernel_UVCD: (7, 7, C, D), of the same dtype.
 
     Returns:
-        (N, H / 4, W / 4, 4 D): of the output the pixels (0, 0), (0, 1), (1, 0) and (1, 1) of
+        (..., H / 4, W / 4, 4 D): of the output the pixels (0, 0), (0, 1), (1, 0) and (1, 1) of
         each block of two by two, D channels each.
     """
-    batch, height, width, channels = x_NHWC.shape
+    *batch, height, width, channels = x.shape
     taps = jnp.asarray(_taps(), kernel_UVCD.dtype)
     kernel = jnp.einsum(
         "praU,qsbV,UVcd->pqrscabd", taps, taps, kernel_UVCD, precision=jax.lax.Precision.HIGHEST
     )
-    kernel = kernel.reshape(3, 3, _BLOCK * _BLOCK * channels, -1)
-    blocks = x_NHWC.reshape(batch, height // _BLOCK, _BLOCK, width // _BLOCK, _BLOCK, channels)
-    blocks = blocks.transpose(0, 1, 3, 2, 4, 5)
-    blocks = blocks.reshape(*blocks.shape[:3], _BLOCK * _BLOCK * channels)
-    return convolution_3d.convolve_joint(blocks, kernel, (1, 1), "SAME")
+    kernel = kernel.reshape(*([1] * (len(batch) - 1)), 3, 3, _BLOCK * _BLOCK * channels, -1)
+    blocks = x.reshape(*batch, height // _BLOCK, _BLOCK, width // _BLOCK, _BLOCK, channels)
+    blocks = jnp.swapaxes(blocks, -4, -3)
+    blocks = blocks.reshape(*blocks.shape[:-3], _BLOCK * _BLOCK * channels)
+    return convolution_3d.convolve_joint(blocks, kernel, (1,) * (x.ndim - 2), "SAME")
 
 
 @functools.cache
@@ -97,24 +98,24 @@ def _taps() -> np.ndarray:
 
 
 @jax.custom_vjp
-def max_pool_in_blocks(x_NHWC: jax.Array) -> jax.Array:
-    """Does what `max_pool` does to what `convolve_in_blocks` returns: (N, H, W, C / 4).
+def max_pool_in_blocks(x: jax.Array) -> jax.Array:
+    """Does what `max_pool` does to what `convolve_in_blocks` returns: (..., H, W, C / 4).
 
     Its gradient gathers, as that of `max_pool`; the compiler for TPUs does not even estimate what
     the scattering gradient of XLA's window reduction takes.
     """
-    return _max_and_place(x_NHWC)[0]
+    return _max_and_place(x)[0]
 
 
-def _max_and_place(x_NHWC: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _max_and_place(x: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Returns the maxima and where in their window of 3x3 they lie, as int8."""
-    upper, lower = jnp.split(x_NHWC, 2, -1)
-    maximum, row = _max_of_three(upper, lower, _neighbour(upper, 1, 1, -jnp.inf))
+    upper, lower = jnp.split(x, 2, -1)
+    maximum, row = _max_of_three(upper, lower, _neighbour(upper, -3, 1, -jnp.inf))
     left, right = jnp.split(maximum, 2, -1)
     row_left, row_right = jnp.split(row, 2, -1)
-    y, column = _max_of_three(left, right, _neighbour(left, 2, 1, -jnp.inf))
+    y, column = _max_of_three(left, right, _neighbour(left, -2, 1, -jnp.inf))
     row = jnp.where(
-        column == 0, row_left, jnp.where(column == 1, row_right, _neighbour(row_left, 2, 1, 0))
+        column == 0, row_left, jnp.where(column == 1, row_right, _neighbour(row_left, -2, 1, 0))
     )
     return y, 3 * row + column
 
@@ -152,8 +153,8 @@ def _gradient_in_blocks(place: jax.Array, dy: jax.Array) -> tuple[jax.Array]:
             got = jnp.zeros_like(dy)
             for row, down in rows:
                 for column, right in columns:
-                    at = _neighbour(_neighbour(place, 1, down, -1), 2, right, -1)
-                    what = _neighbour(_neighbour(dy, 1, down, 0), 2, right, 0)
+                    at = _neighbour(_neighbour(place, -3, down, -1), -2, right, -1)
+                    what = _neighbour(_neighbour(dy, -3, down, 0), -2, right, 0)
                     got = got + jnp.where(at == 3 * row + column, what, 0)
             pixels.append(got)
     return (jnp.concatenate(pixels, -1),)

@@ -73,17 +73,18 @@ def test_pooling_and_its_gradient_are_those_of_the_window_reduction(size):
     ],
     ids=["video", "audio"],
 )
-def test_the_form_for_tpus_computes_the_same(build, shape, size):
+def test_the_forms_for_tpus_compute_the_same(build, shape, size):
     with golden_rules.x64():
         x = jax.random.uniform(jax.random.key(1), shape(size), jnp.float64)
         results = []
-        for platform in ("cpu", "tpu"):
+        for platform, clips in (("cpu", 0), ("tpu", 3), ("tpu", 8)):
             loss, params = _loss_of(build())
-            with target.described(platform):
+            with target.described(platform), target.sharing(clips):
                 results.append(jax.jit(jax.value_and_grad(loss, has_aux=True))(params, x))
-        for here, there in zip(*map(jax.tree.leaves, results), strict=True):
-            # Parameters are float32, so gradients are rounded to float32 at the end.
-            np.testing.assert_allclose(there, here, rtol=1e-6, atol=1e-6)
+        for here, *there in zip(*map(jax.tree.leaves, results), strict=True):
+            for value in there:
+                # Parameters are float32, so gradients are rounded to float32 at the end.
+                np.testing.assert_allclose(value, here, rtol=1e-6, atol=1e-6)
 
 
 def test_of_equal_pixels_the_pooling_in_blocks_gives_the_gradient_to_one():
