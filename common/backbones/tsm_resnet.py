@@ -61,14 +61,13 @@ def convolve_shifted(conv: PointwiseConv, x_BTHWC: jax.Array) -> jax.Array:
         return convolution_3d.convolve_joint(x_BTHWC, kernel, (1, 1, 1), "SAME")
     kernel = jnp.concatenate([previous, same, following], 1)[None, None]
     x_NHWC = x_BTHWC.reshape(-1, *shape)
-    parts = jnp.split(convolution_3d.convolve_joint(x_NHWC, kernel, (1, 1), "SAME"), 3, -1)
-    # All frames of all clips lie in a row; none sees one of another clip.
-    frame = (jnp.arange(batch * frames) % frames)[:, None, None, None]
+    y_NHWE = convolution_3d.convolve_joint(x_NHWC, kernel, (1, 1), "SAME")
+    y_BTHWE = y_NHWE.reshape(batch, frames, *y_NHWE.shape[1:])
+    previous, same, following = jnp.split(y_BTHWE, 3, -1)
     still = ((0, 0),) * 3
-    previous = jnp.where(frame == 0, 0, jnp.pad(parts[0], ((1, 0), *still))[:-1])
-    following = jnp.where(frame == frames - 1, 0, jnp.pad(parts[2], ((0, 1), *still))[1:])
-    y_NHWD = previous + parts[1] + following
-    return y_NHWD.reshape(batch, frames, *y_NHWD.shape[1:])
+    previous = jnp.pad(previous, ((0, 0), (1, 0), *still))[:, :-1]
+    following = jnp.pad(following, ((0, 0), (0, 1), *still))[:, 1:]
+    return previous + same + following
 
 
 def still_shift(x: jax.Array, scale: float = STILL_SCALE) -> jax.Array:
