@@ -73,7 +73,7 @@ def test_killed_in_every_phase_the_others_say_so_and_the_job_continues_bit_ident
     }
     for phase, victim in phases.items():
         statuses, said = ends(
-            start(workdir, 2, only={victim: [f'kill_at="{phase}"']}, cache=cache), within=120
+            start(workdir, 2, only={victim: [f'kill_at="{phase}"']}, cache=cache), within=300
         )
         assert statuses[victim] == KILLED, (phase, said)
         assert statuses[1 - victim] == LOST, (phase, said)
