@@ -83,7 +83,8 @@ def _max_gradient(axis, size, stride, padding, kept, dy):
     place, n = kept
     reach = (size - 1) // stride  # windows before its own that a value lies in
     count = math.ceil(n / stride)
-    after = max(count - dy.shape[axis] + 1, 0)
+    furthest = (padding[0] + stride - 1) // stride  # own window of the first values, at most
+    after = max(count + furthest - dy.shape[axis], 0)
     dy = _pad_axis(dy, axis, (reach, after), 0)
     place = _pad_axis(place, axis, (reach, after), -1)
     if target.platform() != "tpu":
