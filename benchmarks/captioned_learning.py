@@ -5,9 +5,10 @@
 
 Trains on videos alone, on images and videos that take turns, and with the curriculum: first one
 frame of both, then turns with all frames; as many steps each. On emoji once more with the real
-MiniLM as text network. Then looks for held-out clips by their captions, beside an untrained
-network. Everything can be stopped and started again. Where a registry is out of reach, what needs
-it is skipped with a message.
+MiniLM as text network, on the playground once more with what changes between frames in place of the
+frames, as its demo does; images have nothing that changes. Then looks for held-out clips by their
+captions, beside an untrained network. Everything can be stopped and started again. Where a registry
+is out of reach, what needs it is skipped with a message.
 """
 
 from __future__ import annotations
@@ -33,6 +34,21 @@ _ONE = "model.video.num_frames=1"
 
 
 @dataclasses.dataclass(frozen=True)
+class Kind:
+    """One way to train.
+
+    Attributes:
+        curriculum: rows of ``config.curriculum``.
+        settings: more flags of ``common.train``.
+        minilm: whether the text network begins as MiniLM.
+    """
+
+    curriculum: tuple[str, ...] = ()
+    settings: tuple[str, ...] = ()
+    minilm: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
 class Data:
     """Records to learn from, and clips to be found.
 
@@ -41,6 +57,7 @@ class Data:
         videos, images: records with captions.
         tests: records of captioned clips, by title.
         minilm: folder of the network, or None.
+        differences: whether the config is one of a network that is given frame differences.
     """
 
     config: str
@@ -48,19 +65,23 @@ class Data:
     images: pathlib.Path
     tests: Mapping[str, pathlib.Path]
     minilm: pathlib.Path | None = None
+    differences: bool = False
 
-    def kinds(self, steps: int) -> dict[str, tuple[str, tuple[str, ...]]]:
-        """Returns the variant and the curriculum of each kind of training, by its title."""
+    def kinds(self, steps: int) -> dict[str, Kind]:
+        """Returns each kind of training by its title."""
         turns = f"data.train={self.images} {_ONE} | data.train={self.videos}"
         first = f"0: data.train={self.images},{self.videos} {_ONE}"
         curriculum = (first, f"{round(_FIRST * steps)}: {turns}")
+        frames = ("--config.model.video.input=rgb",)
         kinds = {
-            "videos alone": ("", ()),
-            "images and videos": ("", (f"0: {turns}",)),
-            "with curriculum": ("", curriculum),
+            "videos alone": Kind((), frames),
+            "images and videos": Kind((f"0: {turns}",), frames),
+            "with curriculum": Kind(curriculum, frames),
         }
         if self.minilm:
-            kinds["with curriculum, from MiniLM"] = (":minilm", curriculum)
+            kinds["with curriculum, from MiniLM"] = Kind(curriculum, frames, minilm=True)
+        if self.differences:
+            kinds["videos alone, differences"] = Kind()
         return kinds
 
 
@@ -92,7 +113,9 @@ def playground(output: pathlib.Path) -> Data:
         _ingest(table, records, split)
     _ingest(videos / "test.jsonl", records, "test")
     tests = {"held-out clips": records / "test"}
-    return Data("configs/frozen_demo.py", records / "videos", records / "images", tests)
+    return Data(
+        "configs/frozen_demo.py", records / "videos", records / "images", tests, differences=True
+    )
 
 
 def _middle(row: Mapping) -> dict:
@@ -143,17 +166,17 @@ def train_and_search(data: Data, pieces: pathlib.Path, output: pathlib.Path, see
 
     stages, rows = Stages(), {}
     kinds = data.kinds(FLAGS.steps)
-    for number, (kind, (variant, curriculum)) in enumerate(kinds.items()):
+    for number, (kind, training) in enumerate(kinds.items()):
         workdir = output / kind.replace(", ", "_").replace(" ", "_") / f"seed_{seed}"
-        words, begin = pieces, ()
-        if FLAGS.smoke:
-            variant = ":smoke"
-        elif variant:
+        words, variant, begin = pieces, ":smoke" if FLAGS.smoke else "", ()
+        if training.minilm:
+            variant = ":minilm"
             words = data.minilm / text_weights.VOCABULARY
             begin = (f"--config.init={(str(data.minilm / text_weights.WEIGHTS),)}",)
         over_seeds.train(
             data.config + variant, workdir, seed, data.videos, FLAGS.steps,
-            f"--config.curriculum={curriculum}", f"--config.model.text.pieces={words}", *begin,
+            f"--config.curriculum={training.curriculum}", f"--config.model.text.pieces={words}",
+            *training.settings, *begin,
         )  # fmt: skip
         # Untrained, the kinds do not differ, but for MiniLM, which is no baseline.
         baselines = [] if number else ["--baselines=random"]

@@ -24,7 +24,7 @@ def define_flags() -> None:
     flags.DEFINE_string("config_file", "configs/brave_demo.py", "what is trained, and how")
     flags.DEFINE_integer("train_clips", 2000, "rendered clips to train on", 1)
     flags.DEFINE_integer("test_clips", 400, "rendered clips held out", 1)
-    flags.DEFINE_integer("steps", 800, "training steps; 0 keeps the config's", 0)
+    flags.DEFINE_integer("steps", 0, "training steps; 0 keeps the config's", 0)
     flags.DEFINE_integer("seed", 0, "seed of the rendered world and of the training", 0)
 
 
@@ -75,7 +75,7 @@ def _judge(
         stages.run(
             title,
             "common.evaluate", f"--workdir={workdir}", f"--train={records / 'train'}",
-            f"--test={records / 'test'}", "--protocol=quick", "--sweep",
+            f"--test={records / 'test'}", "--protocol=quick", "--probe=ridge", "--sweep",
             "--baselines=random,pixels,noise", f"--output={results}",
         )  # fmt: skip
     else:

@@ -38,6 +38,7 @@ def get_config() -> ConfigDict:
     video.time_start = "published"  # of attention in time; "attending" where all begins untrained
     video.temporal_resize = "zeros"  # or "interp", "bilinear": of weights of fewer frames
     video.resize = 256  # of the short side when evaluated, before the central part of `size` is cut
+    video.input = "rgb"  # or "difference": what changes from frame to frame; images have nothing
     video.crop_area = (0.5, 1.0)  # share of the picture that is seen in training
     video.crop_aspect = (3 / 4, 4 / 3)
     video.sampling = "whole"  # or "published": no frame that ends its part of the video

@@ -144,8 +144,15 @@ def save(path: str | os.PathLike, model: FrozenModel, config: Any) -> None:
         config: ``config.model``, from which the fields of the published configuration are filled.
 
     Raises:
-        UserError: the file exists, or the layout has no place for something in the model.
+        UserError: the file exists, or the layout has no place for something in the model
+            or for what it takes.
     """
+    if config.video.input == "difference":
+        raise UserError(
+            "The published layout cannot say that the video network takes frame differences "
+            "(config.model.video.input='difference'), and whoever read it would feed frames. A "
+            "bundle does say so."
+        )
     _check_sayable(model, list(_MARKS))
     contents = {
         "arch": "FrozenInTime",

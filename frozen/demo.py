@@ -1,8 +1,5 @@
 """Captioned videos through every part of Frozen in Time: `python -m frozen.demo`.
 
-It shows that all works, not what can be learned: in the minutes that it takes, networks that begin
-untrained do not learn to find clips that they have not seen.
-
 Runs the same commands a user would type, one after the other, says what each does, and can be
 stopped and started again at any point: every stage continues where it was.
 """
@@ -31,7 +28,7 @@ def define_flags() -> None:
         "narrations", "", "with --videos: their captions, as `common.ingest` takes them"
     )
     flags.DEFINE_string("config_file", "configs/frozen_demo.py", "what is trained, and how")
-    flags.DEFINE_integer("train_clips", 1500, "rendered captioned clips to learn from", 1)
+    flags.DEFINE_integer("train_clips", 3000, "rendered captioned clips to learn from", 1)
     flags.DEFINE_integer("test_clips", 400, "rendered captioned clips held out", 1)
     flags.DEFINE_string("search", "a ring falls", "text to look for among the clips")
     flags.DEFINE_integer("steps", 0, "training steps; 0 keeps the config's", 0)
@@ -65,7 +62,7 @@ def main(_: list[str]) -> None:
     # Segments of your own videos in which nothing is said are left out, however many they are.
     silent = ["--config.data.max_bad_share=0.99"] if FLAGS.videos else []
     stages.run(
-        "Training Frozen in Time: single frames find their captions, then several frames do",
+        "Training Frozen in Time: first what changes between two frames, then among five",
         "common.train", f"--config={FLAGS.config_file}", f"--workdir={workdir}",
         f"--config.data.train={records / 'train'}", f"--config.model.text.pieces={pieces}",
         f"--config.seed={FLAGS.seed}", *silent, *_shorter_run(FLAGS.steps),
@@ -75,10 +72,10 @@ def main(_: list[str]) -> None:
 
 
 def _shorter_run(steps: int) -> list[str]:
-    """Returns the overrides for a number of steps, half of them on single frames; none for 0."""
+    """Returns the overrides for a number of steps, half of them on two frames; none for 0."""
     if not steps:
         return []
-    rows = ("0: model.video.num_frames=1", f"{(steps + 1) // 2}:")
+    rows = ("0: model.video.num_frames=2", f"{(steps + 1) // 2}:")
     return [*shorter_run(steps), f"--config.curriculum={rows}"]
 
 

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from common.data import clip_input
 from common.data.device_augment import flip_horizontally, normalise, sample_events
 from common.errors import UserError
 from common.method import Batch, Embeddings, Encoder, TextInput, VideoInput
@@ -57,6 +58,17 @@ class Frozen:
                 f"config.model.evaluation_frames is {model.evaluation_frames}; it must be from 1 "
                 f"to config.model.video.max_frames, {model.video.max_frames}."
             )
+        frames = {
+            "video.num_frames": model.video.num_frames,
+            "evaluation_frames": model.evaluation_frames,
+        }
+        clip_input.check("video", model.video.input, frames)
+        if model.video.input == "difference" and model.video.short == "mask":
+            raise UserError(
+                "config.model.video.short='mask' counts frames, and with config.model.video.input="
+                "'difference' the network is given none. Use short='repeat': frames that repeat "
+                "have no difference."
+            )
         self._config = config
         self._dtype = compute_dtype(config.compute_dtype)
         self.views = FrozenViews(config)
@@ -97,7 +109,8 @@ class Frozen:
     def _pictures(self, video_BTHWC: jax.Array) -> jax.Array:
         """What the video network takes of uint8 clips."""
         mean_C, deviation_C = map(jnp.asarray, COLOURS[self._config.model.colours])
-        return (normalise(video_BTHWC) - mean_C) / deviation_C
+        colours_BTHWC = (normalise(video_BTHWC) - mean_C) / deviation_C
+        return clip_input.of(colours_BTHWC, self._config.model.video.input)
 
     def _encoders(self, shapes: FrozenModel) -> dict[str, Encoder]:
         """The video network's features, and both towers in the space they share."""

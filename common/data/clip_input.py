@@ -37,7 +37,7 @@ def check(key: str, kind: str, frames: Mapping[str, int]) -> None:
 
 
 def of(video_BTHWC: jax.Array, kind: str) -> jax.Array:
-    """Returns what a network takes of clips in [0, 1]: the frames, or their differences."""
+    """Returns what a network takes of float clips: the frames, or their differences."""
     from common.data.device_augment import frame_differences
 
     return frame_differences(video_BTHWC) if kind == "difference" else video_BTHWC

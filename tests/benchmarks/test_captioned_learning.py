@@ -18,8 +18,8 @@ def test_the_curriculum_sees_single_frames_first_and_then_both_in_turn():
     places = [pathlib.Path(name) for name in ("videos", "images")]
     kinds = captioned_learning.Data("c.py", *places, {}).kinds(steps=100)
     assert list(kinds) == ["videos alone", "images and videos", "with curriculum"]
-    assert kinds["videos alone"] == ("", ())
-    first, then = kinds["with curriculum"][1]
+    assert not kinds["videos alone"].curriculum
+    first, then = kinds["with curriculum"].curriculum
     assert first == "0: data.train=images,videos model.video.num_frames=1"
     assert then == "60: data.train=images model.video.num_frames=1 | data.train=videos"
 

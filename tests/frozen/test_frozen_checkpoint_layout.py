@@ -213,6 +213,13 @@ def test_a_configuration_that_would_run_code_does_not(tmp_path):
     assert victim.exists(), "it would have"
 
 
+def test_a_network_of_differences_is_not_written_as_one_of_frames(tmp_path):
+    config = small_models.config(TINY, video__input="difference")
+    with pytest.raises(UserError, match="frame differences .*bundle"):
+        checkpoint_layout.save(tmp_path / "a.pth", small_models.filled(config), config)
+    assert not list(tmp_path.iterdir())
+
+
 def test_saving_never_overwrites_a_file(tmp_path):
     model = small_models.filled(small_models.config(TINY))
     (tmp_path / "a.pth").write_bytes(b"mine")

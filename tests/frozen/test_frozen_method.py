@@ -20,6 +20,7 @@ from frozen.method import SPACE
 
 BATCH, WORDS = 4, 6
 PLAIN = {"model__flip": 0.0, "model__text__dropout": 0.0}
+MOVING = {"model__video__input": "difference"}
 DROPPING = {"model__text__dropout": 0.5}
 
 
@@ -266,6 +267,24 @@ def test_all_frames_of_a_clip_are_mirrored_together_as_often_as_is_said(flip, mi
     np.testing.assert_allclose(given, wanted / 127.5 - 1, atol=1e-6)
 
 
+@pytest.mark.parametrize("colours", ["half", "imagenet"])
+def test_of_differences_the_network_sees_what_changes_in_training_and_afterwards(colours):
+    moving = {**MOVING, "model__colours": colours, **PLAIN}
+    method, model = create(**moving)
+    video = make_batch()["video"] // 2
+    batch, brighter = ({**make_batch(), "video": x} for x in (video, video + 60))
+    given = method.augment(batch, example_keys(0, 0, BATCH))["video"]
+    deviation = {"half": 0.5, "imagenet": np.array([0.229, 0.224, 0.225])}[colours]
+    wanted = np.diff(video.astype(np.float32) / 255, axis=1) / deviation
+    np.testing.assert_allclose(given, wanted, atol=1e-5)
+    embed = jax.jit(method.encoders["video_joint"].embed)
+    one_BD, same_BD = embed(model, video), embed(model, brighter["video"])
+    np.testing.assert_allclose(one_BD, same_BD, rtol=1e-3, atol=1e-4)
+    assert np.abs(one_BD - embed(model, video[:, ::-1])).max() > 1e-3
+    unit_BD = one_BD / jnp.linalg.norm(one_BD, axis=1, keepdims=True)
+    np.testing.assert_allclose(embedded(batch, **moving)["video"], unit_BD, rtol=1e-3, atol=1e-4)
+
+
 # -------------------------------------------------------------------------------------- settings
 
 
@@ -285,6 +304,10 @@ def test_all_frames_of_a_clip_are_mirrored_together_as_often_as_is_said(flip, mi
         ({"model__evaluation_frames": 5}, "evaluation_frames is 5; it must be from 1 to .*, 4"),
         ({"model__video__num_frames": 9}, "num_frames is 9; it must be from 1 to"),
         ({"model__video__sampling": "all"}, "sampling is 'all'; it must be one of"),
+        ({"model__video__input": "flow"}, "video.input is 'flow'; it must be one of rgb, diff"),
+        ({**MOVING, "model__video__num_frames": 1}, "num_frames is 1; .*it must be at least 2"),
+        ({**MOVING, "model__evaluation_frames": 1}, "evaluation_frames is 1; .* at least 2"),
+        ({**MOVING, "model__video__short": "mask"}, "Use short='repeat'"),
         ({"model__video__heads": 3}, "width=32 cannot be divided by heads=3"),
         ({"model__video__patch": 5}, "size=32 cannot be divided by patch=5"),
         ({"model__video__activation": "relu"}, "activation"),
