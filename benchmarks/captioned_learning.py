@@ -91,7 +91,7 @@ def define_flags() -> None:
     flags.DEFINE_integer("seeds", 3, "independent runs", 1)
     flags.DEFINE_integer("steps", 600, "training steps", 1)
     flags.DEFINE_bool("smoke", False, "tiny networks, to see whether everything runs")
-    flags.DEFINE_integer("train", 1500, "playground: clips to learn from", 1)
+    flags.DEFINE_integer("train", 3000, "playground: clips to learn from", 1)
     flags.DEFINE_integer("test", 400, "playground: clips held out", 1)
     flags.DEFINE_integer("packs", 4, "emoji: packs of clips to use, about 500 clips each", 1, 4)
     flags.DEFINE_string("output", "", "folder of the runs; default: runs/captioned/DATA")

@@ -10,7 +10,14 @@ import jax.numpy as jnp
 from flax import nnx
 
 from common.backbones.batch_norm import BatchNorm
-from common.backbones.convolution_3d import CONVOLUTIONS, Conv3D, Padding, Triple, max_pool
+from common.backbones.convolution_3d import (
+    CONVOLUTIONS,
+    Conv3D,
+    Padding,
+    Triple,
+    frame_by_frame,
+    max_pool,
+)
 from common.backbones.initializers import torch_linear
 from common.backbones.resnet_blocks import spatial_mean
 from common.errors import UserError
@@ -62,10 +69,11 @@ class ConvUnit(nnx.Module):
         padding: Padding | None = None,
         *,
         separable: bool = False,
+        kind: type[Conv3D] = Conv3D,
         dtype: jnp.dtype | None,
         **options,
     ):
-        conv = functools.partial(Conv3D, dtype=dtype, **options)
+        conv = functools.partial(kind, dtype=dtype, **options)
         if separable and size[0] > 1:
             convs = [
                 conv(in_channels, out_channels, (1, *size[1:]), (1, *stride[1:])),
@@ -191,7 +199,7 @@ class InceptionV1(nnx.Module):
     def _stem(self, video_BTHWC: jax.Array) -> jax.Array:
         return self._run(self.conv1, video_BTHWC)
 
-    def _run(self, block: nnx.Module, x_BTHWC: jax.Array) -> jax.Array:
+    def _run(self, block: Callable[..., jax.Array], x_BTHWC: jax.Array) -> jax.Array:
         if self.remat:
             return nnx.remat(lambda block, x: block(x))(block, x_BTHWC)
         return block(x_BTHWC)
@@ -206,8 +214,10 @@ class InceptionV1(nnx.Module):
         for name, stage in (stages | dict(self.blocks)).items():
             if name in POOLS:
                 pool, size, stride = POOLS[name]
-                x = found[pool] = max_pool(x, size, stride, self.pooling)
-            x = found[name] = self._run(stage, x)
+                narrow = functools.partial(max_pool, size=size, stride=stride, pooling=self.pooling)
+                x = found[pool] = frame_by_frame(narrow, x) if size[0] == 1 else narrow(x)
+            run = functools.partial(self._run, stage)
+            x = found[name] = frame_by_frame(run, x) if name == "conv_2b" else run(x)
         return found
 
     def __call__(self, video_BTHWC: jax.Array) -> jax.Array:

@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from common import target
+from common.backbones.convolution_3d import Conv3D, convolve, same_padding
 from common.backbones.inception import ConvUnit, InceptionV1, chosen
 from common.errors import UserError
 
@@ -20,16 +22,49 @@ def space_to_depth(video_BTHWC: jax.Array) -> jax.Array:
     Raises:
         UserError: T, H or W is odd.
     """
+    _check_even(video_BTHWC)
     batch, *sizes, channels = video_BTHWC.shape
+    t, h, w = (size // 2 for size in sizes)
+    blocks = video_BTHWC.reshape(batch, t, 2, h, 2, w, 2, channels)
+    return blocks.transpose(0, 1, 3, 5, 2, 4, 6, 7).reshape(batch, t, h, w, 8 * channels)
+
+
+class BlockConv(Conv3D):
+    """A convolution over what `space_to_depth` makes of a video, given the video."""
+
+    def __call__(self, video_BTHWC: jax.Array) -> jax.Array:
+        """Maps (B, T, H, W, C) to (B, T / 2, H / 2, W / 2, C') in the compute dtype.
+
+        On TPUs the blocks are not made, which takes longer there than the convolution: at stride 2
+        the same weights see the same pixels.
+
+        Raises:
+            UserError: T, H or W is odd.
+        """
+        if target.platform() != "tpu":
+            return super().__call__(space_to_depth(video_BTHWC))
+        _check_even(video_BTHWC)
+        kernel = self.kernel[...]
+        dtype = self.dtype or jnp.promote_types(video_BTHWC.dtype, kernel.dtype)
+        *size, channels, out_channels = kernel.shape
+        blocks = [n // 2 for n in video_BTHWC.shape[1:4]]
+        padding = self.padding or same_padding(blocks, tuple(size), (1, 1, 1))
+        pixels = kernel.reshape(*size, 2, 2, 2, channels // 8, out_channels)
+        pixels = pixels.transpose(0, 3, 1, 4, 2, 5, 6, 7)
+        pixels = pixels.reshape(*(2 * n for n in size), channels // 8, out_channels)
+        padding = tuple((2 * before, 2 * after) for before, after in padding)
+        video, pixels = video_BTHWC.astype(dtype), pixels.astype(dtype)
+        return convolve(video, pixels, (2, 2, 2), padding, "folded")
+
+
+def _check_even(video_BTHWC: jax.Array) -> None:
+    sizes = video_BTHWC.shape[1:4]
     if any(size % 2 for size in sizes):
         raise UserError(
             f"A video of {sizes[0]} frames of {sizes[1]}x{sizes[2]} pixels cannot be cut into "
             "2x2x2 blocks. With a space-to-depth stem all three must be even; stem='plain' takes "
             "any."
         )
-    t, h, w = (size // 2 for size in sizes)
-    blocks = video_BTHWC.reshape(batch, t, 2, h, 2, w, 2, channels)
-    return blocks.transpose(0, 1, 3, 5, 2, 4, 6, 7).reshape(batch, t, h, w, 8 * channels)
 
 
 class S3D(InceptionV1):
@@ -82,10 +117,8 @@ class S3D(InceptionV1):
             # Symmetric, unlike "SAME", which has one zero less before at even sizes.
             return unit(3, 64, (3, 7, 7), (2, 2, 2), ((1, 1), (3, 3), (3, 3)))
         padding = None if self.stem == "space_to_depth" else ((1, 1), (2, 2), (2, 2))
-        return unit(24, 64, (2, 4, 4), padding=padding)
+        return unit(24, 64, (2, 4, 4), padding=padding, kind=BlockConv)
 
     def _stem(self, video_BTHWC: jax.Array) -> jax.Array:
-        if self.stem == "plain":
-            return self._run(self.conv1, video_BTHWC)
-        x = self._run(self.conv1, space_to_depth(video_BTHWC))
-        return x if self.stem == "space_to_depth" else x[:, 1:, 1:, 1:]
+        x = self._run(self.conv1, video_BTHWC)
+        return x[:, 1:, 1:, 1:] if self.stem == "space_to_depth_torch" else x

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from common import state
+from common import state, target
 from common.backbones import inception
 from common.backbones.inception import INITIALIZERS
 from common.backbones.resnet_blocks import spatial_mean
@@ -270,3 +270,40 @@ def test_the_initializer_is_for_convolutions_and_gates_stay_uniform(monkeypatch)
 def test_an_unknown_option_is_refused_with_those_there_are(option, value):
     with pytest.raises(UserError, match=f"{option} is '{value}'; it must be one of '"):
         _abstract(**{option: value})
+
+
+@pytest.mark.parametrize(
+    ("stem", "size"),
+    [
+        ("plain", (6, 16, 18)),
+        ("space_to_depth", (6, 16, 20)),
+        ("space_to_depth_torch", (6, 16, 20)),
+    ],
+)
+def test_the_forms_for_tpus_compute_the_same(stem, size, monkeypatch):
+    model = _narrow(monkeypatch, _ONE, stem=stem)
+    model.train()
+    params, rest = state.split(model)
+    graphdef = nnx.graphdef(model)
+
+    def loss(params, video):
+        model = state.merge(graphdef, params, rest)
+        return jnp.square(model(video)).sum(), state.split(model)[1]
+
+    with golden_rules.x64():
+        video = jax.random.uniform(jax.random.key(1), (2, *size, 3), jnp.float64)
+        results = []
+        for platform in ("cpu", "tpu"):
+            # Another function each time: JAX keeps what it has traced, whatever the platform.
+            with target.described(platform), target.sharing(8):
+                gradient = jax.value_and_grad(lambda *given: loss(*given), has_aux=True)
+                results.append(jax.jit(gradient)(params, video))
+    for one, same in zip(*map(jax.tree.leaves, results), strict=True):
+        # Parameters are float32, so gradients are rounded to float32 at the end.
+        np.testing.assert_allclose(one, same, rtol=1e-5, atol=1e-6 * np.abs(same).max())
+
+
+def test_odd_videos_are_refused_by_the_form_for_tpus_too():
+    model = _abstract(stem="space_to_depth")
+    with target.described("tpu"), pytest.raises(UserError, match="15x16 pixels cannot be cut"):
+        nnx.eval_shape(lambda model, video: model(video), model, jnp.zeros((1, 4, 15, 16, 3)))
