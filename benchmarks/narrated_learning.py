@@ -50,7 +50,7 @@ def define_flags() -> None:
     flags.DEFINE_enum("data", "playground", ["playground", "emoji"], "what is learned from")
     flags.DEFINE_integer("seeds", 3, "independent runs", 1)
     flags.DEFINE_integer("steps", 0, "training steps; 0 keeps the config's", 0)
-    flags.DEFINE_integer("train", 400, "playground: narrated videos to learn from", 1)
+    flags.DEFINE_integer("train", 1600, "playground: narrated videos to learn from", 1)
     flags.DEFINE_integer("test", 400, "playground: clips held out", 1)
     flags.DEFINE_integer("packs", 4, "emoji: packs of clips to use, about 500 clips each", 1, 4)
     flags.DEFINE_string("output", "", "folder of the runs; default: runs/narrated/DATA")
