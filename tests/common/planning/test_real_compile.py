@@ -77,6 +77,18 @@ def test_a_batch_that_is_too_large_is_no_error_but_an_answer():
     assert "DOES NOT FIT" in "\n".join(report.lines(found))
 
 
+def test_the_largest_batch_fits_and_what_the_search_names_as_too_large_does_not():
+    chips, config = topology.describe("v5e:2x2"), get_config(batch_size=2**26)
+    found = planner.forecast(config, chips, find_batch=True, create=lambda config: Toy())
+    (part,) = found.parts
+    largest, too_large = part.largest_batch
+    assert 2**26 < largest < too_large and largest % 4 == too_large % 4 == 0
+    assert too_large <= 1.1 * largest
+    fits = [forecast("v5e:2x2", batch_size=size).parts[0].fits for size in part.largest_batch]
+    assert fits == [True, False]
+    assert f"fit: {largest}" in "\n".join(report.lines(found))
+
+
 @pytest.mark.parametrize("name", topology.EXAMPLES)
 def test_every_example_of_a_slice_works_and_a_chip_is_one_device(name):
     found = topology.describe(name)
