@@ -1,7 +1,7 @@
 """Does MIL-NCE learn from misaligned narrations? Beside plain NCE and an untrained network.
 
     python -m benchmarks.narrated_learning --data=playground --seeds=1 --steps=100  # a quick check
-    python -m benchmarks.narrated_learning --data=playground  # what `make demo-mil-nce` trains
+    python -m benchmarks.narrated_learning --data=playground  # `make demo-mil-nce`, on more videos
     python -m benchmarks.narrated_learning --data=emoji       # real clips from a package registry
 
 Trains on long narrated videos, half of whose sentences are said at another time or about something
