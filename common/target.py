@@ -8,12 +8,14 @@ from collections.abc import Iterator
 
 import jax
 
+NONE = "none"  # described where a program will not run, and every part has its plainest form
+
 _described: contextvars.ContextVar[str | None] = contextvars.ContextVar("described", default=None)
 _share: contextvars.ContextVar[int] = contextvars.ContextVar("share", default=0)
 
 
 def platform() -> str:
-    """Returns "cpu", "gpu" or "tpu"."""
+    """Returns "cpu", "gpu" or "tpu", or `NONE`."""
     return _described.get() or jax.default_backend()
 
 

@@ -168,7 +168,8 @@ def _gradients(stride, padding, inputs, dy_BTHWC):
     x_BTHWC, kernel = inputs
     images = x_BTHWC.reshape(-1, *x_BTHWC.shape[2:])
     dy = dy_BTHWC.reshape(-1, *dy_BTHWC.shape[2:])
-    (dx,) = jax.vjp(lambda x: convolve_joint(x, kernel, stride, padding), images)[1](dy)
+    convolve_images = lambda x: convolve_joint(x, kernel, stride, padding)  # noqa: E731
+    (dx,) = jax.linear_transpose(convolve_images, images)(dy)
     size = kernel.shape[:2]
     batch, frames, height, width, _ = dy_BTHWC.shape
     if batch * height * width < _LARGE:
@@ -249,8 +250,9 @@ def convolve(
 
     "joint" is one 3-D convolution. "folded" is the same sum as a 2-D convolution: over space with
     the kernel's frames side by side in the channels, or over time with the pixels in a row where
-    the kernel has only one. On a CPU, XLA runs those two to ten times as fast; on a TPU the one
-    over space where there are few channels: frames in a row fill its lanes, and they do not.
+    the kernel has only one. On a CPU, XLA runs those two to ten times as fast, and on a GPU they
+    are faster too; on a TPU the one over space where there are few channels: frames in a row fill
+    its lanes, and they do not.
     """
     size = kernel.shape[:3]
     if size == stride == (1, 1, 1):
@@ -267,7 +269,7 @@ _FEW = 4  # channels, as many as pixels have
 def quickest_form(in_channels: int) -> str:
     """Returns the form of `convolve` that runs fastest on the machine that it is compiled for."""
     few = target.platform() == "tpu" and in_channels <= _FEW
-    return "folded" if few or target.platform() == "cpu" else "joint"
+    return "folded" if few or target.platform() in ("cpu", "gpu") else "joint"
 
 
 class Conv3D(nnx.Module):

@@ -14,6 +14,7 @@ from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from common import flops, target
 from common.backbones import convolution_3d
 from common.backbones.convolution_3d import convolve, max_pool, same_padding
 
@@ -49,6 +50,28 @@ def test_the_forms_of_a_convolution_agree_in_value_and_gradients(name, sizes):
         both = (results(x, kernel, form) for form in ("folded", "joint"))
         for folded, joint in zip(*both, strict=True):
             np.testing.assert_allclose(folded, joint, rtol=1e-10, atol=1e-10)
+
+
+def test_forms_are_chosen_for_the_machine_that_a_program_is_made_for():
+    chosen = {}
+    for platform in ("cpu", "gpu", "tpu", target.NONE):
+        with target.described(platform):
+            chosen[platform] = convolution_3d.quickest_form(3), convolution_3d.quickest_form(64)
+    folded, joint = ("folded",) * 2, ("joint",) * 2
+    wanted = {"cpu": folded, "gpu": folded, "tpu": ("folded", "joint"), target.NONE: joint}
+    assert chosen == wanted
+
+
+def test_a_folded_convolution_over_time_does_no_more_products_than_a_joint_one():
+    x, kernel = jnp.ones((2, 5, 4, 4, 3)), jnp.ones((3, 1, 1, 3, 4))
+
+    def counted(form):
+        padding = same_padding(x.shape[1:4], kernel.shape[:3], (1, 1, 1))
+        loss = lambda *args: convolve(*args, (1, 1, 1), padding, form).sum()  # noqa: E731
+        return flops.count(jax.make_jaxpr(jax.grad(loss, (0, 1)))(x, kernel))
+
+    # Its kernel's gradient multiplies with the zeros around clips.
+    assert counted("folded") <= counted("joint") * 15 / 13
 
 
 @pytest.mark.parametrize("name", ["plain_stem", "space", "time", "point_at_stride"])
