@@ -50,6 +50,7 @@ def get_config() -> ConfigDict:
     text.positions = 512
     text.token_types = 0  # 2 for BERT
     text.dropout = 0.1
+    text.initializer_range = 0.02  # of what begins untrained
     text.max_pieces = 64  # of a caption in training, [CLS] and [SEP] among them
     text.evaluation_pieces = 128  # of any text afterwards
 

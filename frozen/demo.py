@@ -28,7 +28,7 @@ def define_flags() -> None:
         "narrations", "", "with --videos: their captions, as `common.ingest` takes them"
     )
     flags.DEFINE_string("config_file", "configs/frozen_demo.py", "what is trained, and how")
-    flags.DEFINE_integer("train_clips", 3000, "rendered captioned clips to learn from", 1)
+    flags.DEFINE_integer("train_clips", 4500, "rendered captioned clips to learn from", 1)
     flags.DEFINE_integer("test_clips", 400, "rendered captioned clips held out", 1)
     flags.DEFINE_string("search", "a ring falls", "text to look for among the clips")
     flags.DEFINE_integer("steps", 0, "training steps; 0 keeps the config's", 0)

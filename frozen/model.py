@@ -69,6 +69,7 @@ class FrozenModel(nnx.Module):
             positions=text.positions,
             token_types=text.token_types,
             dropout=text.dropout,
+            initializer_range=text.initializer_range,
             **shared,
         )
         self.video_projection = torch_linear(

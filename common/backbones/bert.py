@@ -12,9 +12,7 @@ from common.data.text import PADDING
 from common.errors import UserError
 
 EPSILON = 1e-12  # of every layer norm
-_DEVIATION = 0.02  # of the normal that kernels and tables are drawn from
-
-_kernel_init = jax.nn.initializers.normal(_DEVIATION)
+INITIALIZER_RANGE = 0.02  # as published
 
 
 class Bert(nnx.Module):
@@ -38,11 +36,16 @@ class Bert(nnx.Module):
         token_types: rows of the table of token types; 0 has none.
         dropout: share of numbers that are dropped, at every place.
         dtype: compute dtype; None follows the parameters. Norms and softmax are at least float32.
+        initializer_range: deviation of the normal that kernels and tables are drawn from. The
+            published one is for a width of 768: at 128, sentences are nearly the same to an
+            untrained network, and it takes hundreds of steps until it tells them apart; 0.1 is
+            enough there.
         remat: recompute each layer in the backward pass instead of storing its activations.
-        rngs: source of the initial weights, which begin as published.
+        rngs: source of the initial weights.
 
     Raises:
-        UserError: `heads` does not divide `width`, or `dropout` is no share below 1.
+        UserError: `heads` does not divide `width`, `dropout` is no share below 1, or
+            `initializer_range` is not positive.
     """
 
     def __init__(
@@ -56,6 +59,7 @@ class Bert(nnx.Module):
         positions: int = 512,
         token_types: int = 0,
         dropout: float = 0.1,
+        initializer_range: float = INITIALIZER_RANGE,
         dtype: jnp.dtype | None = None,
         remat: bool = False,
         rngs: nnx.Rngs,
@@ -67,17 +71,24 @@ class Bert(nnx.Module):
             )
         if not 0 <= dropout < 1:
             raise UserError(f"A text network's dropout of {dropout} must be at least 0, below 1.")
+        if not initializer_range > 0:
+            raise UserError(
+                f"A text network's initializer_range of {initializer_range} must be above 0; "
+                f"{INITIALIZER_RANGE} is the published one."
+            )
         self.num_features, self.dropout, self.remat = width, dropout, remat
         self.deterministic = False
-        table = functools.partial(_table, width=width, rngs=rngs)
+        draw = jax.nn.initializers.normal(initializer_range)
+        table = lambda rows: draw(rngs.params(), (rows, width), jnp.float32)  # noqa: E731
         words_VD = table(vocabulary)
         self.words = nnx.Param(words_VD.at[PADDING].set(0.0))
         self.positions = nnx.Param(table(positions))
         self.types = nnx.Param(table(token_types)) if token_types else None
         self.norm = _norm(width, dtype, rngs)
         layer = functools.partial(
-            Layer, width, heads, hidden, bool(token_types), dropout, dtype=dtype, rngs=rngs
-        )
+            Layer, width, heads, hidden, bool(token_types), dropout,
+            kernel_init=draw, dtype=dtype, rngs=rngs,
+        )  # fmt: skip
         self.layers = nnx.List([layer() for _ in range(depth)])
 
     def __call__(self, ids_BL: jax.Array, keys_B: jax.Array | None = None) -> jax.Array:
@@ -136,6 +147,7 @@ class Layer(nnx.Module):
         hidden: width of the MLP.
         drop_attended: whether the output of the attention is dropped from, as in BERT.
         dropout: share of numbers that are dropped.
+        kernel_init: what kernels are drawn with.
         dtype: compute dtype.
         rngs: source of the initial weights.
     """
@@ -148,11 +160,12 @@ class Layer(nnx.Module):
         drop_attended: bool,
         dropout: float,
         *,
+        kernel_init: jax.nn.initializers.Initializer,
         dtype: jnp.dtype | None,
         rngs: nnx.Rngs,
     ):
         self.heads, self.drop_attended, self.dropout = heads, drop_attended, dropout
-        dense = functools.partial(nnx.Linear, kernel_init=_kernel_init, dtype=dtype, rngs=rngs)
+        dense = functools.partial(nnx.Linear, kernel_init=kernel_init, dtype=dtype, rngs=rngs)
         self.query, self.key, self.value = (dense(width, width) for _ in range(3))
         self.output = dense(width, width)
         self.attention_norm = _norm(width, dtype, rngs)
@@ -201,10 +214,6 @@ class Layer(nnx.Module):
 
 def _run(layer: Layer, x_ND: jax.Array, seen_BL: jax.Array, keys_B: jax.Array | None) -> jax.Array:
     return layer(x_ND, seen_BL, keys_B)
-
-
-def _table(rows: int, width: int, rngs: nnx.Rngs) -> jax.Array:
-    return _kernel_init(rngs.params(), (rows, width), jnp.float32)
 
 
 def _norm(width: int, dtype: jnp.dtype | None, rngs: nnx.Rngs) -> nnx.LayerNorm:

@@ -187,7 +187,23 @@ def test_a_new_network_begins_as_published():
     assert not model.layers[0].query.bias[...].any() and (model.norm.scale[...] == 1).all()
 
 
+def test_a_small_network_that_begins_with_larger_numbers_tells_sentences_apart():
+    ids = jax.random.randint(jax.random.key(1), (16, 10), 1, 100).at[:, 0].set(1)
+
+    def mean_cosine(**options):
+        model = Bert(100, width=64, depth=2, heads=2, hidden=128, rngs=nnx.Rngs(0), **options)
+        x_ND = run(model, ids)[:, 0]
+        x_ND /= jnp.linalg.norm(x_ND, axis=-1, keepdims=True)
+        cosines = x_ND @ x_ND.T
+        return float((cosines.sum() - len(ids)) / (len(ids) * (len(ids) - 1)))
+
+    assert mean_cosine() > 0.999
+    assert mean_cosine(initializer_range=0.15) < 0.9
+
+
 def test_what_cannot_be_is_said():
+    with pytest.raises(UserError, match=r"initializer_range of 0\.0 must be above 0; 0\.02 is"):
+        small(initializer_range=0.0)
     with pytest.raises(UserError, match="width 24 cannot be cut into 5 heads"):
         small(heads=5)
     for dropout in (-0.1, 1.0):
