@@ -62,8 +62,7 @@ class Program:
     def flops(self) -> float:
         """FLOPs of one step on one device; see `common.flops.count`."""
         if target.platform() == "tpu":
-            # Some forms for TPUs fill their products up with zeros, which is no work; and so do
-            # some for other machines, a little.
+            # Some forms for TPUs fill their products up with zeros, which is no work.
             with target.described(target.NONE):
                 return build(self.method, self.config, self.mesh).flops
         return flops.count(self.traced.jaxpr) / self.mesh.size

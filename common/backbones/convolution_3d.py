@@ -168,8 +168,7 @@ def _gradients(stride, padding, inputs, dy_BTHWC):
     x_BTHWC, kernel = inputs
     images = x_BTHWC.reshape(-1, *x_BTHWC.shape[2:])
     dy = dy_BTHWC.reshape(-1, *dy_BTHWC.shape[2:])
-    convolve_images = lambda x: convolve_joint(x, kernel, stride, padding)  # noqa: E731
-    (dx,) = jax.linear_transpose(convolve_images, images)(dy)
+    (dx,) = jax.linear_transpose(lambda x: convolve_joint(x, kernel, stride, padding), images)(dy)
     size = kernel.shape[:2]
     batch, frames, height, width, _ = dy_BTHWC.shape
     if batch * height * width < _LARGE:
