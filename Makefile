@@ -17,7 +17,8 @@ $(INSTALLED): setup.py
 	  { echo "Zoetrope needs Python 3.11 to 3.13; name one with PYTHON=..., e.g. make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
 	@$(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install --quiet --upgrade pip
-	@$(BIN)/python -m pip install --quiet --editable '.[$(EXTRAS)]'
+	@PYTHONWARNINGS='ignore:Editable installation' \
+	  $(BIN)/python -m pip install --quiet --editable '.[$(EXTRAS)]'
 	@touch $@
 
 demo: $(INSTALLED)  ## mp4 files to a trained, evaluated, exported model and a report; VIDEOS=folder for your own
