@@ -22,7 +22,7 @@ from configs import mil_nce_base
 def get_config(variant: str = "") -> ConfigDict:
     """Returns the config; ``variant="smoke"`` runs two steps on made-up data."""
     config = mil_nce_base.get_config()
-    config.steps = 1000
+    config.steps = 2000
     config.batch_size = 64
     config.compute_dtype = "float32"
     config.log_every = 20
@@ -49,6 +49,8 @@ def get_config(variant: str = "") -> ConfigDict:
     config.optimizer.name = "adamw"
     config.optimizer.learning_rate = 1e-3
     config.optimizer.final_fraction = 0.1
-    config.optimizer.warmup_steps = 50
+    # Without these two one of three seeds blew up in its first hundreds of steps, and stayed there.
+    config.optimizer.warmup_steps = 200
+    config.optimizer.clip_norm = 2.0
     config.optimizer.weight_decay = 1e-4
     return mil_nce_base.variant_of(config, variant)

@@ -26,7 +26,7 @@ def define_flags() -> None:
         "narrations", "", "with --videos: what is said in them, as `common.ingest` takes it"
     )
     flags.DEFINE_string("config_file", "configs/mil_nce_demo.py", "what is trained, and how")
-    flags.DEFINE_integer("train_videos", 400, "rendered narrated videos to learn from", 1)
+    flags.DEFINE_integer("train_videos", 1600, "rendered narrated videos to learn from", 1)
     flags.DEFINE_integer("test_clips", 400, "rendered captioned clips held out", 1)
     flags.DEFINE_integer("steps", 0, "training steps; 0 keeps the config's", 0)
     flags.DEFINE_integer("seed", 0, "seed of the rendered world and of the training", 0)
