@@ -36,8 +36,9 @@ def estimator(kind: str) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
         search = cv2.optflow.DualTVL1OpticalFlow_create()
     else:
         raise UserError(
-            "--flow=tvl1 needs OpenCV's extra modules; pip uninstall opencv-python-headless && "
-            "pip install opencv-contrib-python-headless, or use --flow=dis."
+            "--flow=tvl1 needs OpenCV's extra modules, which another package of OpenCV has "
+            "replaced; pip uninstall opencv-python opencv-python-headless && pip install "
+            "--force-reinstall opencv-contrib-python-headless, or use --flow=dis."
         )
 
     def estimate(before_HW: np.ndarray, after_HW: np.ndarray) -> np.ndarray:

@@ -41,7 +41,15 @@ FORMAT = 1
 _WEIGHTS, _CONFIG, _PREPROCESSING = "weights.safetensors", "config.json", "preprocessing.json"
 _VERSIONS, _CARD = "versions.json", "README.md"
 _NAMED = 10  # bad files named in an error
-_LIBRARIES = ("jax", "flax", "numpy", "safetensors", "av", "pillow", "opencv-python-headless")
+_LIBRARIES = (
+    "jax",
+    "flax",
+    "numpy",
+    "safetensors",
+    "av",
+    "pillow",
+    "opencv-contrib-python-headless",
+)
 
 
 @dataclasses.dataclass(frozen=True)
