@@ -50,18 +50,22 @@ class BatchNorm(nnx.Module):
         self.count = nnx.BatchStat(jnp.zeros((), jnp.int32))
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Normalises x of shape (..., C); returns the same shape in the compute dtype."""
+        """Normalises x of shape (..., C); returns the same shape in the compute dtype.
+
+        The last axis may hold those of several places side by side, (..., k C).
+        """
         dtype = self.dtype or x.dtype
         scale, offset = self.scale[...], self.offset[...]
         if self.use_running_average:
-            y = _apply(x, scale, offset, self.mean[...], self.var[...], self.eps)
+            y = apply(x, scale, offset, self.mean[...], self.var[...], self.eps)
         else:
-            y, mean, var = _normalize(x, scale, offset, self.eps)
-            self._update(*jax.lax.stop_gradient((mean, var)), x.size // x.shape[-1])
+            y, mean, var = normalize(x, scale, offset, self.eps)
+            self.update(mean, var, x.size // scale.size)
         return y.astype(dtype)
 
-    def _update(self, mean: jax.Array, var: jax.Array, num_values: int) -> None:
+    def update(self, mean: jax.Array, var: jax.Array, num_values: int) -> None:
         """Takes one batch, of `num_values` per channel, into the running statistics."""
+        mean, var = jax.lax.stop_gradient((mean, var))
         decay = jnp.asarray(self.decay, mean.dtype)
         if self.statistics == "torch":
             old_weight, total = decay, 1
@@ -75,7 +79,7 @@ class BatchNorm(nnx.Module):
         self.count[...] = self.count[...] + 1
 
 
-def _apply(
+def apply(
     x: jax.Array,
     scale: jax.Array,
     offset: jax.Array,
@@ -83,13 +87,23 @@ def _apply(
     var: jax.Array,
     eps: float,
 ) -> jax.Array:
+    """Normalises x (..., k C) with statistics (C,); at least float32."""
     x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     factor = scale * jax.lax.rsqrt(var + eps)
-    return x * factor + (offset - mean * factor)
+    return x * _repeated(factor, x) + _repeated(offset - mean * factor, x)
+
+
+def _repeated(of_channels: jax.Array, x: jax.Array) -> jax.Array:
+    return jnp.tile(of_channels, x.shape[-1] // of_channels.size)
+
+
+def _sum(x: jax.Array, channels: int) -> jax.Array:
+    """Sums (..., k C) over all places of each channel: (C,)."""
+    return x.sum(tuple(range(x.ndim - 1))).reshape(-1, channels).sum(0)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
-def _normalize(
+def normalize(
     x: jax.Array, scale: jax.Array, offset: jax.Array, eps: float
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Returns normalised x with its mean and variance, through which no gradient flows.
@@ -98,33 +112,47 @@ def _normalize(
     from the mean as well and passes over the array more often.
     """
     wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-    axes = tuple(range(x.ndim - 1))
-    mean = wide.mean(axes)
+    count = x.size // scale.size
+    mean = _sum(wide, scale.size) / count
     # One pass over x. Rounding can leave a tiny negative value where x is constant.
-    var = jnp.maximum(jnp.square(wide).mean(axes) - jnp.square(mean), 0)
-    return _apply(wide, scale, offset, mean, var, eps), mean, var
+    var = jnp.maximum(_sum(jnp.square(wide), scale.size) / count - jnp.square(mean), 0)
+    return apply(wide, scale, offset, mean, var, eps), mean, var
 
 
 def _keep_input(x, scale, offset, eps):
-    y, mean, var = _normalize(x, scale, offset, eps)
+    y, mean, var = normalize(x, scale, offset, eps)
     return (y, mean, var), (x, scale, offset, mean, var)
 
 
 def _gradients(eps, kept, cotangents):
-    """Ioffe and Szegedy (2015), section 3, the derivatives put together."""
+    return gradients(eps, kept, cotangents[0], cotangents[0])
+
+
+def gradients(
+    eps: float, kept: tuple[jax.Array, ...], dy: jax.Array, dy_again: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Those by x, scale and offset: Ioffe and Szegedy (2015), section 3, put together.
+
+    Args:
+        eps: of `normalize`.
+        kept: x, scale and offset that were given to it, mean and variance that it returned.
+        dy: the gradient by its result, of which sums are taken.
+        dy_again: the same numbers, for the gradient by x; computed once more where that is
+            quicker than to write and read them.
+    """
     x, scale, offset, mean, var = kept
-    dy = cotangents[0]
-    axes, count = tuple(range(x.ndim - 1)), x.size // x.shape[-1]
+    count = x.size // scale.size
     inverse = jax.lax.rsqrt(var + eps)
     wide = x.astype(dy.dtype)
     # Sums of dy and dy * x, and one factor for each of them: the fewer operations an element takes,
     # the longer a processor keeps up with its memory.
-    doffset, dy_x = dy.sum(axes), (dy * wide).sum(axes)
+    doffset, dy_x = _sum(dy, scale.size), _sum(dy * wide, scale.size)
     dscale = inverse * (dy_x - mean * doffset)
     of_dy = scale * inverse
     of_x = of_dy * inverse * dscale / count
-    dx = of_dy * dy - of_x * wide + (of_x * mean - of_dy * doffset / count)
+    of_1 = of_x * mean - of_dy * doffset / count
+    dx = _repeated(of_dy, x) * dy_again - _repeated(of_x, x) * wide + _repeated(of_1, x)
     return dx.astype(x.dtype), dscale.astype(scale.dtype), doffset.astype(offset.dtype)
 
 
-_normalize.defvjp(_keep_input, _gradients)
+normalize.defvjp(_keep_input, _gradients)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from common import target
-from common.backbones import convolution_3d
+from common.backbones import batch_norm, convolution_3d, pixel_pairs
 from common.backbones.batch_norm import BatchNorm
 from common.backbones.initializers import truncated_fan_in
 from common.backbones.resnet_stem import Stem
@@ -19,11 +19,16 @@ class FrameConv(nnx.Conv):
     """A convolution of every frame by itself."""
 
     def __call__(self, x_BTHWC: jax.Array) -> jax.Array:
-        """Maps (B, T, H, W, C) to (B, T, ceil(H / stride), ceil(W / stride), C')."""
+        """Maps (B, T, H, W, C) to (B, T, ceil(H / stride), ceil(W / stride), C').
+
+        Of pairs of pixels it makes what `pixel_pairs.convolve` says.
+        """
         if convolution_3d.fills_registers():
             dtype = self.dtype or jnp.promote_types(x_BTHWC.dtype, self.kernel[...].dtype)
-            kernel, stride = self.kernel[...].astype(dtype)[None], (1, *self.strides)
-            return convolution_3d.convolve_joint(x_BTHWC.astype(dtype), kernel, stride, "SAME")
+            x_BTHWC, kernel = x_BTHWC.astype(dtype), self.kernel[...].astype(dtype)[None]
+            if x_BTHWC.shape[-1] > self.in_features:
+                return pixel_pairs.convolve(x_BTHWC, kernel, self.strides[0])
+            return convolution_3d.convolve_joint(x_BTHWC, kernel, (1, *self.strides), "SAME")
         y = super().__call__(x_BTHWC.reshape(-1, *x_BTHWC.shape[2:]))
         return y.reshape(*x_BTHWC.shape[:2], *y.shape[1:])
 
@@ -74,7 +79,8 @@ def _conv(in_channels: int, out_channels: int, size: int, stride: int, dtype, rn
 class Bottleneck(nnx.Module):
     """Residual block of ResNet v2 (He et al., 2016, arXiv:1603.05027), stride on the 3x3.
 
-    The shortcut of a block that changes the shape sees each frame by itself.
+    The shortcut of a block that changes the shape sees each frame by itself. Pairs of pixels
+    (`pixel_pairs`) come out as pairs, but of a stride.
     """
 
     def __init__(
@@ -93,12 +99,56 @@ class Bottleneck(nnx.Module):
 
     def __call__(self, x_BTHWC: jax.Array, mix: Mix = _each_frame) -> jax.Array:
         """Maps (B, T, H, W, C) to (B, T, H/stride, W/stride, C'); `mix` applies conv_0."""
-        pre = nnx.relu(self.norm_0(x_BTHWC))
-        shortcut = x_BTHWC if self.shortcut_conv is None else self.shortcut_conv(pre)
-        x = mix(self.conv_0, pre)
+        if self.shortcut_conv is None:
+            shortcut, x = x_BTHWC, _norm_and_mix(self.norm_0, self.conv_0, mix, x_BTHWC)
+        else:
+            pre = nnx.relu(self.norm_0(x_BTHWC))
+            shortcut, x = self.shortcut_conv(pre), mix(self.conv_0, pre)
         x = self.conv_1(nnx.relu(self.norm_1(x)))
         x = self.conv_2(nnx.relu(self.norm_2(x)))
         return shortcut + x
+
+
+def _norm_and_mix(norm: BatchNorm, conv: PointwiseConv, mix: Mix, x: jax.Array) -> jax.Array:
+    """Normalises, rectifies and applies `conv` by `mix`.
+
+    On TPUs the backward pass computes what comes back through `conv` twice, for the sums that
+    batch norm needs and for the gradient by x: a product from few channels to many takes less time
+    there than writing its result and reading it again.
+    """
+    if target.platform() != "tpu" or norm.use_running_average:
+        return mix(conv, nnx.relu(norm(x)))
+    graphdef, weights = nnx.split(conv)
+    dtype = norm.dtype or x.dtype
+
+    def see(weights: nnx.State, pre: jax.Array) -> jax.Array:
+        return mix(nnx.merge(graphdef, weights), pre)
+
+    @jax.custom_vjp
+    def norm_and_see(x, scale, offset, weights):
+        return forward(x, scale, offset, weights)[0]
+
+    def forward(x, scale, offset, weights):
+        y, mean, var = batch_norm.normalize(x, scale, offset, norm.eps)
+        seen = see(weights, nnx.relu(y.astype(dtype)))
+        return (seen, mean, var), (weights, (x, scale, offset, mean, var))
+
+    def backward(kept, cotangents):
+        weights, of_norm = kept
+        pre = nnx.relu(batch_norm.apply(*of_norm, norm.eps).astype(dtype))
+        (dweights,) = jax.vjp(lambda weights: see(weights, pre), weights)[1](cotangents[0])
+
+        def dy(weights: nnx.State) -> jax.Array:
+            (dpre,) = jax.linear_transpose(lambda pre: see(weights, pre), pre)(cotangents[0])
+            return jnp.where(pre > 0, dpre, 0).astype(of_norm[-1].dtype)
+
+        again = dy(jax.lax.optimization_barrier(weights))  # else the compiler sees they are equal
+        return *batch_norm.gradients(norm.eps, of_norm, dy(weights), again), dweights
+
+    norm_and_see.defvjp(forward, backward)
+    seen, mean, var = norm_and_see(x, norm.scale[...], norm.offset[...], weights)
+    norm.update(mean, var, x.size // mean.size)
+    return seen
 
 
 def rematerialised(block: Bottleneck, x_BTHWC: jax.Array, mix: Mix) -> jax.Array:
@@ -168,12 +218,12 @@ class BottleneckResNet(nnx.Module):
         their first convolution.
         """
         x = self.stem(video_BTHWC)
-        found = {"stem": x}
+        found = {"stem": pixel_pairs.apart(x, self.stem.out_features)}
         for index, unit in enumerate(self.units):
             for block in unit:
                 x = rematerialised(block, x, mix) if self.remat else block(x, mix)
-            found[f"unit_{index}"] = x
-        found["last"] = nnx.relu(self.norm(x))
+            found[f"unit_{index}"] = pixel_pairs.apart(x, block.conv_2.out_features)
+        found["last"] = nnx.relu(self.norm(found[f"unit_{index}"]))
         return found
 
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from common import target
-from common.backbones import convolution_3d
+from common.backbones import convolution_3d, pixel_pairs
 from common.backbones.resnet_blocks import BottleneckResNet, PointwiseConv, spatial_mean
 
 SHIFTED_FRACTION = 0.125  # of the channels, in each direction
@@ -43,9 +43,10 @@ def convolve_shifted(conv: PointwiseConv, x_BTHWC: jax.Array) -> jax.Array:
 
     On TPUs as one convolution over three frames, two thirds of whose weights are zero: channels lie
     in lanes there, and to cut off an eighth of them copies everything several times. Where clips do
-    not fill registers, what comes out is shifted, a quarter as many channels.
+    not fill registers, what comes out is shifted, a quarter as many channels. Pairs of pixels
+    (`pixel_pairs`) stay pairs.
     """
-    channels = x_BTHWC.shape[-1]
+    channels = conv.in_features
     n = int(channels * SHIFTED_FRACTION)
     if n == 0 or target.platform() != "tpu":
         return conv(temporal_shift(x_BTHWC))
@@ -58,6 +59,8 @@ def convolve_shifted(conv: PointwiseConv, x_BTHWC: jax.Array) -> jax.Array:
     x_BTHWC = x_BTHWC.astype(dtype)
     if convolution_3d.fills_registers():
         kernel = jnp.stack([previous, same, following])[:, None, None]
+        if x_BTHWC.shape[-1] > channels:
+            return pixel_pairs.convolve(x_BTHWC, kernel, 1)
         return convolution_3d.convolve_joint(x_BTHWC, kernel, (1, 1, 1), "SAME")
     kernel = jnp.concatenate([previous, same, following], 1)[None, None]
     x_NHWC = x_BTHWC.reshape(-1, *shape)
