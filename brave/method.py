@@ -23,6 +23,8 @@ from common.precision import compute_dtype
 class Brave:
     """The members of `common.method.Method` for BraVe."""
 
+    title = "BraVe"
+
     def __init__(self, config: Any):
         """Checks the config.
 

@@ -112,6 +112,9 @@ class Encoder:
 class Method(Protocol):
     """A training method. Built as ``Method(config)``; impossible configs raise `UserError`."""
 
+    title: str
+    """What people call it."""
+
     views: Views
     """The host side: one record to one example."""
 

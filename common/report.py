@@ -65,7 +65,7 @@ def define_flags() -> None:
 
 def main(_: list[str]) -> None:
     """Writes the page."""
-    from common import attachments
+    from common import attachments, methods
     from common import config as config_lib
     from common.evaluation import result_tables
 
@@ -73,14 +73,15 @@ def main(_: list[str]) -> None:
     config = attachments.found(config_lib.read(workdir), workdir)
     results = [result_tables.read(path) for path in FLAGS.results]
     rows = _read_metrics(workdir / "metrics.jsonl")
-    parts = [_heading(config, rows)]
+    title = methods.create(config).title
+    parts = [_heading(title, config, rows)]
     parts += [_table(table) for one in results for table in result_tables.tables(one)]
     parts += [_curves(rows), _time(rows)]
     parts.append(_examples(config, FLAGS.records, FLAGS.examples))
     output = pathlib.Path(FLAGS.output)
     output.parent.mkdir(parents=True, exist_ok=True)
     temporary = output.with_name(f".{output.name}.part")
-    temporary.write_text(_page("".join(parts), config.method))
+    temporary.write_text(_page("".join(parts), title))
     temporary.replace(output)
     print(f"Wrote {output}")
 
@@ -121,17 +122,17 @@ def _time(rows: list[dict[str, float]]) -> str:
     )
 
 
-def _page(body: str, method: str) -> str:
+def _page(body: str, title: str) -> str:
     return (
         '<!doctype html><html lang="en"><meta charset="utf-8">'
-        f"<title>{html.escape(method)}: a Zoetrope run</title><style>{_STYLE}</style>{body}</html>"
+        f"<title>{html.escape(title)}: a Zoetrope run</title><style>{_STYLE}</style>{body}</html>"
     )
 
 
-def _heading(config: Any, rows: list[dict[str, float]]) -> str:
+def _heading(title: str, config: Any, rows: list[dict[str, float]]) -> str:
     steps = int(rows[-1]["step"])
     return (
-        f"<h1>What {html.escape(config.method)} learned</h1>"
+        f"<h1>What {html.escape(title)} learned</h1>"
         f"<p>{steps:,} of {config.steps:,} steps on batches of {config.batch_size} clips from "
         f"<code>{html.escape(config.data.train)}</code>, seed {config.seed}. "
         f"The loss went from {rows[0]['loss']:.3f} (step {int(rows[0]['step'])}) to "

@@ -31,6 +31,8 @@ _UNKNOWN_PIECES = 30_522  # rows of the text network's table where no word piece
 class Frozen:
     """The members of `common.method.Method` for Frozen in Time."""
 
+    title = "Frozen in Time"
+
     def __init__(self, config: Any):
         """Checks the config.
 

@@ -24,6 +24,8 @@ SPACE = "video and text"
 class MilNce:
     """The members of `common.method.Method` for MIL-NCE."""
 
+    title = "MIL-NCE"
+
     def __init__(self, config: Any):
         """Checks the config.
 

@@ -39,7 +39,7 @@ def render(
     parameters = sum(a.size for path, a in arrays.items() if path.startswith("params/"))
     libraries = (f"{k} {v}" for k, v in versions.items() if k not in ("format", "made_from"))
     lines = [
-        f"# {config.method}: {' and '.join(encoders)} features",
+        f"# {loaded.method.title}: {' and '.join(encoders)} features",
         "",
         f"Trained with method `{config.method}`; weights from {_origin(loaded.origin)}.",
         f"{parameters / 1e6:.1f} million parameters in float32, heads of training included.",

@@ -70,6 +70,7 @@ class Views:
 class Toy:
     """Maps an input and a noisy copy of it to the same place."""
 
+    title = "Toy"
     views = Views()
     encoders = {}
 
