@@ -1,7 +1,8 @@
 """What do a method's networks and its loss take on a TPU, without all that surrounds them?
 
     python -m benchmarks.networks_on_tpu --config=configs/brave_v_a.py --config.batch_size=8 \
-        --config.optimizer.name=sgd
+        --config.optimizer.name=sgd --config.model.audio.num_samples=163840 \
+        --config.model.audio.sample_rate=16000  # as the published code of BraVe was compiled
 
 As ``python -m common.plan --topology=v5e:1x1``, but the step is given what augmentation would
 return: float32 clips and spectrograms. So it does the work that a published training loop does on
