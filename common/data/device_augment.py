@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from common import target
 from common.errors import UserError
 
 # Each kind of draw has its own stream of a clip's key, so that switching one augmentation off
@@ -93,10 +94,16 @@ def _blur_axis(video_BTHWC: jax.Array, weights_BK: jax.Array, axis: int) -> jax.
     """Correlates along one axis.
 
     Shifted multiply-adds, which XLA fuses into one pass: measured on a CPU this takes two thirds of
-    the time of banded matrix products and a twentieth of that of a depthwise convolution, and it
-    stays exact float32 on hardware whose matrix unit multiplies in bfloat16.
+    the time of banded matrix products and a twentieth of that of a depthwise convolution. On TPUs
+    the products, in float32, take a tenth of the time of the shifts.
     """
     size, taps = video_BTHWC.shape[axis], weights_BK.shape[1]
+    if target.platform() == "tpu":
+        tap_IO = jnp.arange(size)[:, None] - jnp.arange(size) + taps // 2
+        inside_IO = (tap_IO >= 0) & (tap_IO < taps)
+        band_BIO = jnp.where(inside_IO, weights_BK[:, jnp.clip(tap_IO, 0, taps - 1)], 0)
+        names = {2: "bthwc,bho->btowc", 3: "bthwc,bwo->bthoc"}[axis]
+        return jnp.einsum(names, video_BTHWC, band_BIO, precision=lax.Precision.HIGHEST)
     padding = [(0, 0)] * 5
     padding[axis] = (taps // 2, taps // 2)
     padded = jnp.pad(video_BTHWC, padding)
