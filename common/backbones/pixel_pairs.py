@@ -38,10 +38,10 @@ def convolve(x_BTHWC: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
     Args:
         x_BTHWC: (B, T, H, W / 2, 2 C), of the dtype of the kernel.
         kernel: (kt, kh, kw, C, D), where kw is 1 or 3.
-        stride: of height and width: 1, or 2 for even heights.
+        stride: of height and width, 1 or 2.
 
     Returns:
-        Pairs again (B, T, H, W / 2, 2 D) at stride 1, and pixels (B, T, H / 2, W / 2, D) at 2.
+        At stride 1 pairs again (B, T, H, W / 2, 2 D), at 2 pixels (B, T, ceil(H / 2), W / 2, D).
     """
     depth, height, width = kernel.shape[:3]
     kernel = _kernel_of_pairs(kernel, stride)
