@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import json
+import multiprocessing
 import os
 import pathlib
 import platform
@@ -95,7 +96,8 @@ def load(folder: pathlib.Path, split: str, count: int) -> tuple[dict[str, np.nda
     if not table.exists():
         raise UserError(f"{table} is missing; --data must be a folder made by the playground.")
     rows = [json.loads(line) for line in table.read_text().splitlines()][:count]
-    with concurrent.futures.ProcessPoolExecutor(os.cpu_count()) as pool:
+    spawn = multiprocessing.get_context("spawn")  # forks of a process with threads can hang
+    with concurrent.futures.ProcessPoolExecutor(os.cpu_count(), spawn) as pool:
         files = [os.fspath(folder / row["path"]) for row in rows]
         features = list(pool.map(clip_features, files, chunksize=16))
     stacked = {name: np.stack([f[name] for f in features]) for name in features[0]}

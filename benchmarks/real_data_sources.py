@@ -18,6 +18,7 @@ import hashlib
 import io
 import json
 import math
+import multiprocessing
 import os
 import pathlib
 import re
@@ -344,8 +345,9 @@ def render(archive: pathlib.Path, folder: pathlib.Path, workers: int) -> list[st
     """
     folder.mkdir(parents=True, exist_ok=True)
     codes, waiting = [], set()
+    spawn = multiprocessing.get_context("spawn")  # forks of a process with threads can hang
     with (
-        concurrent.futures.ProcessPoolExecutor(workers) as pool,
+        concurrent.futures.ProcessPoolExecutor(workers, spawn) as pool,
         tqdm.tqdm(desc=f"Rendering {archive.name}", unit=" clips", mininterval=2) as progress,
     ):
         for code, webp in moving(archive):

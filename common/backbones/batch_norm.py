@@ -94,12 +94,14 @@ def apply(
 
 
 def _repeated(of_channels: jax.Array, x: jax.Array) -> jax.Array:
-    return jnp.tile(of_channels, x.shape[-1] // of_channels.size)
+    side_by_side = x.shape[-1] // of_channels.size
+    return of_channels if side_by_side == 1 else jnp.tile(of_channels, side_by_side)
 
 
 def _sum(x: jax.Array, channels: int) -> jax.Array:
     """Sums (..., k C) over all places of each channel: (C,)."""
-    return x.sum(tuple(range(x.ndim - 1))).reshape(-1, channels).sum(0)
+    sums = x.sum(tuple(range(x.ndim - 1)))
+    return sums if sums.size == channels else sums.reshape(-1, channels).sum(0)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
