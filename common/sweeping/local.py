@@ -119,15 +119,18 @@ def _start(sweep: Sweep, overrides: Overrides, folder: pathlib.Path, slot: Slot)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / OUTCOME).unlink(missing_ok=True)  # of the time before
     with open(folder / LOG, "a") as log:
-        return subprocess.Popen(
+        process = subprocess.Popen(
             command(sweep, overrides, folder),
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
             env={**os.environ, **slot.environment},
             start_new_session=True,  # Ctrl-C reaches the sweep alone, which tells its runs once
-            preexec_fn=(lambda: os.sched_setaffinity(0, slot.cores)) if slot.cores else None,
         )
+    if slot.cores:
+        with contextlib.suppress(ProcessLookupError):  # it has ended already
+            os.sched_setaffinity(process.pid, slot.cores)  # its threads, begun later, inherit it
+    return process
 
 
 def _stop(running: Sequence[_Running]) -> None:
