@@ -33,17 +33,20 @@ def apart(x: jax.Array, channels: int) -> jax.Array:
 
 
 def convolve(x_BTHWC: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
-    """Convolves pairs as "SAME" convolves their pixels.
+    """Convolves pixels, or pairs as their pixels are, with "SAME" padding.
 
     Args:
-        x_BTHWC: (B, T, H, W / 2, 2 C), of the dtype of the kernel.
+        x_BTHWC: (B, T, H, W / 2, 2 C), or pixels (B, T, H, W, C), of the dtype of the kernel.
         kernel: (kt, kh, kw, C, D), where kw is 1 or 3.
         stride: of height and width, 1 or 2.
 
     Returns:
-        At stride 1 pairs again (B, T, H, W / 2, 2 D), at 2 pixels (B, T, ceil(H / 2), W / 2, D).
+        At stride 1 pairs again (B, T, H, W / 2, 2 D), at 2 pixels (B, T, ceil(H / 2), W / 2, D);
+        of pixels always pixels.
     """
-    depth, height, width = kernel.shape[:3]
+    depth, height, width, channels = kernel.shape[:4]
+    if x_BTHWC.shape[-1] == channels:
+        return convolution_3d.convolve_joint(x_BTHWC, kernel, (1, stride, stride), "SAME")
     kernel = _kernel_of_pairs(kernel, stride)
     times_and_rows = convolution_3d.same_padding(
         x_BTHWC.shape[1:4], (depth, height, 1), (1, stride, 1)

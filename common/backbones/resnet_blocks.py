@@ -26,9 +26,7 @@ class FrameConv(nnx.Conv):
         if convolution_3d.fills_registers():
             dtype = self.dtype or jnp.promote_types(x_BTHWC.dtype, self.kernel[...].dtype)
             x_BTHWC, kernel = x_BTHWC.astype(dtype), self.kernel[...].astype(dtype)[None]
-            if x_BTHWC.shape[-1] > self.in_features:
-                return pixel_pairs.convolve(x_BTHWC, kernel, self.strides[0])
-            return convolution_3d.convolve_joint(x_BTHWC, kernel, (1, *self.strides), "SAME")
+            return pixel_pairs.convolve(x_BTHWC, kernel, self.strides[0])
         y = super().__call__(x_BTHWC.reshape(-1, *x_BTHWC.shape[2:]))
         return y.reshape(*x_BTHWC.shape[:2], *y.shape[1:])
 

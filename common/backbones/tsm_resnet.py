@@ -59,9 +59,7 @@ def convolve_shifted(conv: PointwiseConv, x_BTHWC: jax.Array) -> jax.Array:
     x_BTHWC = x_BTHWC.astype(dtype)
     if convolution_3d.fills_registers():
         kernel = jnp.stack([previous, same, following])[:, None, None]
-        if x_BTHWC.shape[-1] > channels:
-            return pixel_pairs.convolve(x_BTHWC, kernel, 1)
-        return convolution_3d.convolve_joint(x_BTHWC, kernel, (1, 1, 1), "SAME")
+        return pixel_pairs.convolve(x_BTHWC, kernel, 1)
     kernel = jnp.concatenate([previous, same, following], 1)[None, None]
     x_NHWC = x_BTHWC.reshape(-1, *shape)
     y_NHWE = convolution_3d.convolve_joint(x_NHWC, kernel, (1, 1), "SAME")
