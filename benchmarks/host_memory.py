@@ -18,7 +18,7 @@ import time
 import numpy as np
 from absl import flags
 
-from common import launch
+from common import heap, launch
 
 _BATCH, _CLIPS, _FRAMES, _SIDE, _RATE = 4, 64, 12, 48, 8000
 
@@ -30,7 +30,7 @@ def define_flags() -> None:
 
 def main(_: list[str]) -> None:
     """Prints a line for every tenth of the way, and the growth over the last nine tenths."""
-    launch.keep_memory()
+    heap.keep_freed()
     import jax
 
     from brave.views import BraveViews

@@ -28,7 +28,7 @@ import numpy as np
 from absl import flags
 
 from common import config as config_lib
-from common import launch
+from common import heap, launch
 from common.errors import UserError
 
 STEP_SECONDS = 0.05
@@ -54,10 +54,11 @@ def define_flags() -> None:
 def main(_: list[str]) -> None:
     """Prints the machine, the command and the numbers."""
     _check_flags()
-    launch.keep_memory()
+    heap.keep_freed()
     import jax
 
     launch.keep_compiled_programs()
+    heap.tidy_after_compiling()
     print(
         f"machine: {platform.processor() or platform.machine()}, {os.cpu_count()} cores, ", end=""
     )

@@ -12,7 +12,7 @@ import pathlib
 
 from absl import flags
 
-from common import launch
+from common import heap, launch
 from common.errors import UserError
 
 FLAGS = flags.FLAGS
@@ -29,7 +29,7 @@ def define_flags() -> None:
 
 def main(argv: list[str]) -> None:
     """Embeds the files that are named after the flags."""
-    launch.keep_memory()
+    heap.keep_freed()
     paths = argv[1:]
     if not paths:
         raise UserError("Name the files to embed after the flags.")
@@ -42,6 +42,7 @@ def main(argv: list[str]) -> None:
 
     from common.weights import load_bundle
 
+    heap.tidy_after_compiling()
     files = _files(paths)
     bundle = load_bundle(FLAGS.bundle)
     if FLAGS.encoder == "audio":

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
-from common import launch, model_flags
+from common import heap, launch, model_flags
 from common.errors import UserError
 from common.method import TextInput
 
@@ -80,12 +80,13 @@ def define_flags() -> None:
 
 def main(_: list[str]) -> None:
     """Evaluates every encoder asked for."""
-    launch.keep_memory()
+    heap.keep_freed()
     unknown = [name for name in FLAGS.baselines if name not in BASELINES]
     if unknown:
         raise UserError(f"--baselines={unknown[0]}: choose among {', '.join(BASELINES)}.")
     from common.evaluation import extraction, protocols, result_tables
 
+    heap.tidy_after_compiling()
     protocol = protocols.get(FLAGS.protocol)
     settings = _probe_settings(protocol)
     sources = {split: extraction.open_split(split, FLAGS[split].value) for split in _SPLITS}

@@ -17,7 +17,6 @@ slow to import (JAX, TensorFlow) is imported inside `main`, so that ``--help`` a
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import glob
 import logging
@@ -129,31 +128,6 @@ def keep_compiled_programs() -> None:
     cpu = f"{platform.machine()}-{zlib.crc32(_cpu_features()):08x}"
     cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     jax.config.update("jax_compilation_cache_dir", os.path.join(cache, "zoetrope", "compiled", cpu))
-
-
-# What <malloc.h> of the GNU C library calls the settings of mallopt, and what they are set to.
-_KEEP = {
-    -8: 1,  # M_ARENA_MAX: arenas of threads map and unmap whatever is large, whatever is set
-    -4: 0,  # M_MMAP_MAX: large arrays come from the heap as well
-    -1: -1,  # M_TRIM_THRESHOLD: the heap never shrinks
-}
-
-
-def keep_memory() -> None:
-    """Lets this process keep memory that it frees, for what it allocates next.
-
-    XLA takes the arrays of each run of a program anew and frees them after it. The GNU C library
-    gives what is large back to the system, which has to clear and map it again at the next step:
-    on CPUs up to a third of a step, most in virtual machines. To be called before threads begin;
-    does nothing elsewhere, nor where the user set the allocator up (GLIBC_TUNABLES, MALLOC_...).
-    """
-    own = "glibc.malloc." in os.environ.get("GLIBC_TUNABLES", "")
-    if own or any(variable.startswith("MALLOC_") for variable in os.environ):
-        return
-    if platform.libc_ver()[0] == "glibc":
-        library = ctypes.CDLL(None)
-        for setting, value in _KEEP.items():
-            library.mallopt(setting, value)
 
 
 def _cpu_features() -> bytes:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
-from common import evaluate, launch, model_flags
+from common import evaluate, heap, launch, model_flags
 from common.errors import UserError
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def define_flags() -> None:
 
 def main(_: list[str]) -> None:
     """Places the steps of each task in its videos and compares with the annotation."""
-    launch.keep_memory()
+    heap.keep_freed()
     unknown = [name for name in FLAGS.baselines if name not in BASELINES]
     if unknown:
         raise UserError(f"--baselines={unknown[0]}: choose among {', '.join(BASELINES)}.")
@@ -62,6 +62,7 @@ def main(_: list[str]) -> None:
         zero_shot_steps,
     )
 
+    heap.tidy_after_compiling()
     tasks = step_tables.read_tasks(FLAGS.step_texts)
     steps = _steps()
     zero_shot_steps.check(steps, tasks, f"--step_texts={FLAGS.step_texts}")

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
-from common import evaluate, launch, model_flags
+from common import evaluate, heap, launch, model_flags
 from common.errors import UserError
 
 if TYPE_CHECKING:
@@ -61,12 +61,13 @@ def define_flags() -> None:
 
 def main(_: list[str]) -> None:
     """Finds clips by captions and captions by clips."""
-    launch.keep_memory()
+    heap.keep_freed()
     unknown = [name for name in FLAGS.baselines if name not in BASELINES]
     if unknown:
         raise UserError(f"--baselines={unknown[0]}: choose among {', '.join(BASELINES)}.")
     from common.evaluation import extraction, result_tables, zero_shot
 
+    heap.tidy_after_compiling()
     protocol = _protocol()
     loaded = model_flags.open_model()
     encoders = zero_shot.shared_encoders(loaded)  # what cannot be is said before any work

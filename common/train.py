@@ -14,7 +14,7 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from common import config as config_lib
-from common import launch
+from common import heap, launch
 from common.cluster import job, supervisor
 
 
@@ -27,7 +27,7 @@ def define_flags() -> None:
 
 def main(_: list[str]) -> int:
     """Checks the configuration, then trains: alone, or as one of the processes of a job."""
-    launch.keep_memory()
+    heap.keep_freed()
     config = config_lib.load()
     return supervisor.run_here(config, flags.FLAGS.workdir, lambda: train(config))
 
@@ -38,6 +38,7 @@ def train(config: ConfigDict) -> int:
     from common.data import pipeline
 
     launch.keep_compiled_programs()
+    heap.tidy_after_compiling()
     parts = []
     for of_part in curriculum.Curriculum(config).configs:
         method = methods.create(of_part)
