@@ -127,34 +127,40 @@ def _keep_input(x, scale, offset, eps):
 
 
 def _gradients(eps, kept, cotangents):
-    return gradients(eps, kept, cotangents[0], cotangents[0])
+    x, scale, offset, mean, var = kept
+    dy, _, _ = cotangents
+    # Sums of dy and dy * x, and one factor for each of them: the fewer operations an element takes,
+    # the longer a processor keeps up with its memory.
+    doffset, dy_x = _sum(dy, scale.size), _sum(dy * x.astype(dy.dtype), scale.size)
+    dscale = jax.lax.rsqrt(var + eps) * (dy_x - mean * doffset)
+    dx = gradient_by_input(eps, kept, dy, dscale, doffset)
+    return dx, dscale.astype(scale.dtype), doffset.astype(offset.dtype)
 
 
-def gradients(
-    eps: float, kept: tuple[jax.Array, ...], dy: jax.Array, dy_again: jax.Array
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Those by x, scale and offset: Ioffe and Szegedy (2015), section 3, put together.
+def gradient_by_input(
+    eps: float,
+    kept: tuple[jax.Array, ...],
+    dy: jax.Array,
+    dscale: jax.Array,
+    doffset: jax.Array,
+) -> jax.Array:
+    """That of `normalize`: Ioffe and Szegedy (2015), section 3, put together.
 
     Args:
         eps: of `normalize`.
         kept: x, scale and offset that were given to it, mean and variance that it returned.
-        dy: the gradient by its result, of which sums are taken.
-        dy_again: the same numbers, for the gradient by x; computed once more where that is
-            quicker than to write and read them.
+        dy: the gradient by its result; at least float32.
+        dscale: the gradient by scale.
+        doffset: the gradient by offset.
     """
-    x, scale, offset, mean, var = kept
+    x, scale, _, mean, var = kept
     count = x.size // scale.size
     inverse = jax.lax.rsqrt(var + eps)
-    wide = x.astype(dy.dtype)
-    # Sums of dy and dy * x, and one factor for each of them: the fewer operations an element takes,
-    # the longer a processor keeps up with its memory.
-    doffset, dy_x = _sum(dy, scale.size), _sum(dy * wide, scale.size)
-    dscale = inverse * (dy_x - mean * doffset)
     of_dy = scale * inverse
     of_x = of_dy * inverse * dscale / count
     of_1 = of_x * mean - of_dy * doffset / count
-    dx = _repeated(of_dy, x) * dy_again - _repeated(of_x, x) * wide + _repeated(of_1, x)
-    return dx.astype(x.dtype), dscale.astype(scale.dtype), doffset.astype(offset.dtype)
+    dx = _repeated(of_dy, x) * dy - _repeated(of_x, x) * x.astype(dy.dtype) + _repeated(of_1, x)
+    return dx.astype(x.dtype)
 
 
 normalize.defvjp(_keep_input, _gradients)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 
 import jax
@@ -23,11 +25,17 @@ class FrameConv(nnx.Conv):
 
         Of pairs of pixels it makes what `pixel_pairs.convolve` says.
         """
+        return self.convolve(self.kernel[...], x_BTHWC)
+
+    def convolve(self, kernel: jax.Array, x_BTHWC: jax.Array) -> jax.Array:
+        """Does the same with another kernel (kh, kw, C, C'), on TPUs also one of several frames."""
+        dtype = self.dtype or jnp.promote_types(x_BTHWC.dtype, kernel.dtype)
+        x_BTHWC, kernel = x_BTHWC.astype(dtype), kernel.astype(dtype)
         if convolution_3d.fills_registers():
-            dtype = self.dtype or jnp.promote_types(x_BTHWC.dtype, self.kernel[...].dtype)
-            x_BTHWC, kernel = x_BTHWC.astype(dtype), self.kernel[...].astype(dtype)[None]
-            return pixel_pairs.convolve(x_BTHWC, kernel, self.strides[0])
-        y = super().__call__(x_BTHWC.reshape(-1, *x_BTHWC.shape[2:]))
+            of_frames = kernel if kernel.ndim == 5 else kernel[None]
+            return pixel_pairs.convolve(x_BTHWC, of_frames, self.strides[0])
+        x_NHWC = x_BTHWC.reshape(-1, *x_BTHWC.shape[2:])
+        y = convolution_3d.convolve_joint(x_NHWC, kernel, self.strides, "SAME")
         return y.reshape(*x_BTHWC.shape[:2], *y.shape[1:])
 
 
@@ -39,22 +47,31 @@ class PointwiseConv(FrameConv):
     read and write.
     """
 
-    def __call__(self, x_BTHWC: jax.Array) -> jax.Array:
+    def convolve(self, kernel: jax.Array, x_BTHWC: jax.Array) -> jax.Array:
         """Maps (B, T, H, W, C) to (B, T, ceil(H / stride), ceil(W / stride), C')."""
         if target.platform() == "tpu":
-            return super().__call__(x_BTHWC)
-        dtype = self.dtype or jnp.promote_types(x_BTHWC.dtype, self.kernel[...].dtype)
+            return super().convolve(kernel, x_BTHWC)
+        dtype = self.dtype or jnp.promote_types(x_BTHWC.dtype, kernel.dtype)
         down, right = self.strides
         x_BTHWC = x_BTHWC[:, :, ::down, ::right].astype(dtype)
-        return jnp.einsum("bthwc,cd->bthwd", x_BTHWC, self.kernel[0, 0].astype(dtype))
+        return jnp.einsum("bthwc,cd->bthwd", x_BTHWC, kernel[0, 0].astype(dtype))
 
 
-# How a block applies its first convolution, where networks of videos look at other frames.
-Mix = Callable[[PointwiseConv, jax.Array], jax.Array]
+@dataclasses.dataclass(frozen=True)
+class Mix:
+    """How blocks apply their first convolution, where networks of videos look at other frames.
+
+    Attributes:
+        kernel: its kernel for `convolve`; on TPUs (..., C, C') where C are those channels that
+            `convolve` is given, in their order.
+        convolve: maps (B, T, H, W, C) to (B, T, H, W, C') with that kernel.
+    """
+
+    kernel: Callable[[PointwiseConv], jax.Array]
+    convolve: Callable[[PointwiseConv, jax.Array, jax.Array], jax.Array]
 
 
-def _each_frame(conv: PointwiseConv, x_BTHWC: jax.Array) -> jax.Array:
-    return conv(x_BTHWC)
+EACH_FRAME = Mix(lambda conv: conv.kernel[...], PointwiseConv.convolve)
 
 
 def _conv(in_channels: int, out_channels: int, size: int, stride: int, dtype, rngs) -> FrameConv:
@@ -95,58 +112,75 @@ class Bottleneck(nnx.Module):
         self.norm_2 = BatchNorm(inner, dtype=dtype)
         self.conv_2 = _conv(inner, out_channels, 1, 1, dtype, rngs)
 
-    def __call__(self, x_BTHWC: jax.Array, mix: Mix = _each_frame) -> jax.Array:
+    def __call__(self, x_BTHWC: jax.Array, mix: Mix = EACH_FRAME) -> jax.Array:
         """Maps (B, T, H, W, C) to (B, T, H/stride, W/stride, C'); `mix` applies conv_0."""
+        kernel, convolve = mix.kernel(self.conv_0), functools.partial(mix.convolve, self.conv_0)
         if self.shortcut_conv is None:
-            shortcut, x = x_BTHWC, _norm_and_mix(self.norm_0, self.conv_0, mix, x_BTHWC)
+            shortcut, x = x_BTHWC, _norm_and_convolve(self.norm_0, kernel, convolve, x_BTHWC)
         else:
             pre = nnx.relu(self.norm_0(x_BTHWC))
-            shortcut, x = self.shortcut_conv(pre), mix(self.conv_0, pre)
+            shortcut, x = self.shortcut_conv(pre), convolve(kernel, pre)
         x = self.conv_1(nnx.relu(self.norm_1(x)))
         x = self.conv_2(nnx.relu(self.norm_2(x)))
         return shortcut + x
 
 
-def _norm_and_mix(norm: BatchNorm, conv: PointwiseConv, mix: Mix, x: jax.Array) -> jax.Array:
-    """Normalises, rectifies and applies `conv` by `mix`.
+def _norm_and_convolve(
+    norm: BatchNorm,
+    kernel: jax.Array,
+    convolve: Callable[[jax.Array, jax.Array], jax.Array],
+    x: jax.Array,
+) -> jax.Array:
+    """Normalises, rectifies and convolves; `convolve` is linear in kernel and input.
 
-    On TPUs the backward pass computes what comes back through `conv` twice, for the sums that
-    batch norm needs and for the gradient by x: a product from few channels to many takes less time
-    there than writing its result and reading it again.
+    On TPUs the gradients of batch norm's own parameters come from those of the kernel. Of r =
+    max(0, s n + o), where n has mean 0 and variance 1, the gradient by s is the sum over all places
+    with r > 0 of n times what comes back through the convolution, that by o the same with 1 in
+    place of n. And the sum of any input times what comes back is that of the kernel times the
+    gradient which it has with that input. So nothing of the size of x is made for sums alone.
     """
     if target.platform() != "tpu" or norm.use_running_average:
-        return mix(conv, nnx.relu(norm(x)))
-    graphdef, weights = nnx.split(conv)
+        return convolve(kernel, nnx.relu(norm(x)))
     dtype = norm.dtype or x.dtype
 
-    def see(weights: nnx.State, pre: jax.Array) -> jax.Array:
-        return mix(nnx.merge(graphdef, weights), pre)
-
     @jax.custom_vjp
-    def norm_and_see(x, scale, offset, weights):
-        return forward(x, scale, offset, weights)[0]
+    def norm_and_convolve(x, scale, offset, kernel):
+        return forward(x, scale, offset, kernel)[0]
 
-    def forward(x, scale, offset, weights):
+    def forward(x, scale, offset, kernel):
         y, mean, var = batch_norm.normalize(x, scale, offset, norm.eps)
-        seen = see(weights, nnx.relu(y.astype(dtype)))
-        return (seen, mean, var), (weights, (x, scale, offset, mean, var))
+        result = convolve(kernel, nnx.relu(y.astype(dtype)))
+        return (result, mean, var), (kernel, (x, scale, offset, mean, var))
 
     def backward(kept, cotangents):
-        weights, of_norm = kept
-        pre = nnx.relu(batch_norm.apply(*of_norm, norm.eps).astype(dtype))
-        (dweights,) = jax.vjp(lambda weights: see(weights, pre), weights)[1](cotangents[0])
+        kernel, of_norm = kept
+        x, scale, offset, mean, var = of_norm
+        ones, zeros = jnp.ones_like(scale), jnp.zeros_like(offset)
+        normal = batch_norm.apply(x, ones, zeros, mean, var, norm.eps).astype(dtype)
+        positive = batch_norm.apply(*of_norm, norm.eps).astype(dtype) > 0
 
-        def dy(weights: nnx.State) -> jax.Array:
-            (dpre,) = jax.linear_transpose(lambda pre: see(weights, pre), pre)(cotangents[0])
-            return jnp.where(pre > 0, dpre, 0).astype(of_norm[-1].dtype)
+        def of_kernel(given: jax.Array) -> jax.Array:
+            see = jax.linear_transpose(lambda kernel: convolve(kernel, given), kernel)
+            return see(cotangents[0])[0].astype(mean.dtype)
 
-        again = dy(jax.lax.optimization_barrier(weights))  # else the compiler sees they are equal
-        return *batch_norm.gradients(norm.eps, of_norm, dy(weights), again), dweights
+        by_normal, by_one = (
+            of_kernel(jnp.where(positive, normal, 0)),
+            of_kernel(positive.astype(dtype)),
+        )
+        dscale, doffset = (
+            (kernel * by).sum((*range(kernel.ndim - 2), -1)) for by in (by_normal, by_one)
+        )
+        dkernel = scale[:, None] * by_normal + offset[:, None] * by_one
+        (back,) = jax.linear_transpose(lambda given: convolve(kernel, given), normal)(cotangents[0])
+        dy = jnp.where(positive, back, 0).astype(mean.dtype)
+        dx = batch_norm.gradient_by_input(norm.eps, of_norm, dy, dscale, doffset)
+        return dx, dscale, doffset, dkernel.astype(kernel.dtype)
 
-    norm_and_see.defvjp(forward, backward)
-    seen, mean, var = norm_and_see(x, norm.scale[...], norm.offset[...], weights)
+    norm_and_convolve.defvjp(forward, backward)
+    of_dtype = kernel.astype(dtype)  # which is what is convolved with
+    result, mean, var = norm_and_convolve(x, norm.scale[...], norm.offset[...], of_dtype)
     norm.update(mean, var, x.size // mean.size)
-    return seen
+    return result
 
 
 def rematerialised(block: Bottleneck, x_BTHWC: jax.Array, mix: Mix) -> jax.Array:
@@ -209,7 +243,7 @@ class BottleneckResNet(nnx.Module):
         self.norm = BatchNorm(channels, dtype=dtype)
         self.num_features = channels
 
-    def endpoints(self, video_BTHWC: jax.Array, mix: Mix = _each_frame) -> dict[str, jax.Array]:
+    def endpoints(self, video_BTHWC: jax.Array, mix: Mix = EACH_FRAME) -> dict[str, jax.Array]:
         """Feature maps (B, T, h, w, C) by name: "stem", "unit_0", ..., "last".
 
         The first has been pooled, the last normalised and rectified. `mix` is how blocks apply

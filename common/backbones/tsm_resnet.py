@@ -9,8 +9,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from common import target
-from common.backbones import convolution_3d, pixel_pairs
-from common.backbones.resnet_blocks import BottleneckResNet, PointwiseConv, spatial_mean
+from common.backbones import convolution_3d
+from common.backbones.resnet_blocks import BottleneckResNet, Mix, PointwiseConv, spatial_mean
 
 SHIFTED_FRACTION = 0.125  # of the channels, in each direction
 STILL_SCALE = 0.3  # what shifted channels of a still image are multiplied by
@@ -38,37 +38,51 @@ def temporal_shift(x_BTHWC: jax.Array) -> jax.Array:
     return jnp.concatenate([from_next, x_BTHWC[..., n:-n], from_previous], -1)
 
 
-def convolve_shifted(conv: PointwiseConv, x_BTHWC: jax.Array) -> jax.Array:
-    """Applies ``conv`` to `temporal_shift` of clips.
+def _shifts_kernel(channels: int) -> bool:
+    """Whether the kernel looks at other frames, and no channel moves.
 
-    On TPUs as one convolution over three frames, two thirds of whose weights are zero: channels lie
-    in lanes there, and to cut off an eighth of them copies everything several times. Where clips do
-    not fill registers, what comes out is shifted, a quarter as many channels. Pairs of pixels
-    (`pixel_pairs`) stay pairs.
+    On TPUs channels lie in lanes, and to cut off an eighth of them copies everything several times.
+    """
+    return target.platform() == "tpu" and int(channels * SHIFTED_FRACTION) > 0
+
+
+def _shifted_kernel(conv: PointwiseConv) -> jax.Array:
+    """That of one convolution over three frames, two thirds of whose weights are zero.
+
+    Where clips do not fill registers those of the three frames are side by side, (1, 1, C, 3 D).
     """
     channels = conv.in_features
+    if not _shifts_kernel(channels):
+        return conv.kernel[...]
     n = int(channels * SHIFTED_FRACTION)
-    if n == 0 or target.platform() != "tpu":
-        return conv(temporal_shift(x_BTHWC))
-    batch, frames, *shape = x_BTHWC.shape
-    dtype = conv.dtype or jnp.promote_types(x_BTHWC.dtype, conv.kernel[...].dtype)
-    kernel_CD, channel = conv.kernel[0, 0].astype(dtype), jnp.arange(channels)[:, None]
+    kernel_CD, channel = conv.kernel[0, 0], jnp.arange(channels)[:, None]
     previous = jnp.where(channel < n, jnp.roll(kernel_CD, n, 0), 0)
     following = jnp.where(channel >= channels - n, jnp.roll(kernel_CD, -n, 0), 0)
     same = jnp.where((channel >= n) & (channel < channels - n), kernel_CD, 0)
-    x_BTHWC = x_BTHWC.astype(dtype)
     if convolution_3d.fills_registers():
-        kernel = jnp.stack([previous, same, following])[:, None, None]
-        return pixel_pairs.convolve(x_BTHWC, kernel, 1)
-    kernel = jnp.concatenate([previous, same, following], 1)[None, None]
-    x_NHWC = x_BTHWC.reshape(-1, *shape)
-    y_NHWE = convolution_3d.convolve_joint(x_NHWC, kernel, (1, 1), "SAME")
-    y_BTHWE = y_NHWE.reshape(batch, frames, *y_NHWE.shape[1:])
+        return jnp.stack([previous, same, following])[:, None, None]
+    return jnp.concatenate([previous, same, following], 1)[None, None]
+
+
+def _convolve_shifted(conv: PointwiseConv, kernel: jax.Array, x_BTHWC: jax.Array) -> jax.Array:
+    """Applies ``conv``, with that kernel, to `temporal_shift` of clips.
+
+    Where clips do not fill a TPU's registers, what comes out is shifted: a quarter as many
+    channels. Pairs of pixels (`pixel_pairs`) stay pairs.
+    """
+    if not _shifts_kernel(conv.in_features):
+        return conv.convolve(kernel, temporal_shift(x_BTHWC))
+    y_BTHWE = conv.convolve(kernel, x_BTHWC)
+    if convolution_3d.fills_registers():
+        return y_BTHWE
     previous, same, following = jnp.split(y_BTHWE, 3, -1)
     still = ((0, 0),) * 3
     previous = jnp.pad(previous, ((0, 0), (1, 0), *still))[:, :-1]
     following = jnp.pad(following, ((0, 0), (0, 1), *still))[:, 1:]
     return previous + same + following
+
+
+SHIFTED = Mix(_shifted_kernel, _convolve_shifted)
 
 
 def still_shift(x: jax.Array, scale: float = STILL_SCALE) -> jax.Array:
@@ -91,8 +105,12 @@ def still_shift(x: jax.Array, scale: float = STILL_SCALE) -> jax.Array:
     return jnp.concatenate([last * scale, middle, first * scale], -1)
 
 
-def _convolve_still(conv: PointwiseConv, x_BTHWC: jax.Array) -> jax.Array:
-    return conv(still_shift(x_BTHWC))
+def _still_kernel(conv: PointwiseConv) -> jax.Array:
+    """That which makes of channels what ``conv`` makes of `still_shift` of them."""
+    return jnp.swapaxes(still_shift(jnp.swapaxes(conv.kernel[...], -1, -2)), -1, -2)
+
+
+STILL = Mix(_still_kernel, PointwiseConv.convolve)
 
 
 class TSMResNet(nnx.Module):
@@ -127,7 +145,7 @@ class TSMResNet(nnx.Module):
 
     def endpoints(self, video_BTHWC: jax.Array) -> dict[str, jax.Array]:
         """Feature maps (B, T, h, w, C) by name: "stem", "unit_0", ..., "last"."""
-        return self.trunk.endpoints(video_BTHWC, convolve_shifted)
+        return self.trunk.endpoints(video_BTHWC, SHIFTED)
 
     def __call__(self, video_BTHWC: jax.Array) -> jax.Array:
         """Embeds videos (B, T, H, W, C) with values in [0, 1] as (B, D), at least float32."""
@@ -135,4 +153,4 @@ class TSMResNet(nnx.Module):
 
     def embed_images(self, images_NHWC: jax.Array) -> jax.Array:
         """Embeds images (N, H, W, C) as if each were a still video: (N, D), at least float32."""
-        return spatial_mean(self.trunk.endpoints(images_NHWC[:, None], _convolve_still)["last"])
+        return spatial_mean(self.trunk.endpoints(images_NHWC[:, None], STILL)["last"])
