@@ -8,6 +8,8 @@ whose weights is zero. What takes such pairs tells them by the number of channel
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -55,6 +57,18 @@ def convolve(x_BTHWC: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
     return convolution_3d.convolve_joint(
         x_BTHWC, kernel, (1, stride, 1), (*times_and_rows, columns)
     )
+
+
+def convolve_together(xs_BTHWC: Sequence[jax.Array], kernels: Sequence[jax.Array]) -> jax.Array:
+    """Sums convolutions at stride 1 of as many inputs, all pixels or all pairs; see `convolve`.
+
+    One that takes the channels of all inputs: a result of many channels is not written to be read
+    and added to, and its gradient is read once for all of them.
+    """
+    if xs_BTHWC[0].shape[-1] != kernels[0].shape[-2]:
+        kernels = [_kernel_of_pairs(kernel, 1) for kernel in kernels]
+    x_BTHWC, kernel = jnp.concatenate(xs_BTHWC, -1), jnp.concatenate(kernels, -2)
+    return convolution_3d.convolve_joint(x_BTHWC, kernel, (1, 1, 1), "SAME")
 
 
 def _kernel_of_pairs(kernel: jax.Array, stride: int) -> jax.Array:

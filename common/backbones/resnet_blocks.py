@@ -116,13 +116,25 @@ class Bottleneck(nnx.Module):
         """Maps (B, T, H, W, C) to (B, T, H/stride, W/stride, C'); `mix` applies conv_0."""
         kernel, convolve = mix.kernel(self.conv_0), functools.partial(mix.convolve, self.conv_0)
         if self.shortcut_conv is None:
-            shortcut, x = x_BTHWC, _norm_and_convolve(self.norm_0, kernel, convolve, x_BTHWC)
-        else:
-            pre = nnx.relu(self.norm_0(x_BTHWC))
-            shortcut, x = self.shortcut_conv(pre), convolve(kernel, pre)
-        x = self.conv_1(nnx.relu(self.norm_1(x)))
-        x = self.conv_2(nnx.relu(self.norm_2(x)))
-        return shortcut + x
+            x = _norm_and_convolve(self.norm_0, kernel, convolve, x_BTHWC)
+            return x_BTHWC + self.conv_2(self._inside(x))
+        pre = nnx.relu(self.norm_0(x_BTHWC))
+        x = self._inside(convolve(kernel, pre))
+        if convolution_3d.fills_registers() and self.shortcut_conv.strides[0] == 1:
+            return _convolve_together([self.conv_2, self.shortcut_conv], [x, pre])
+        return self.shortcut_conv(pre) + self.conv_2(x)
+
+    def _inside(self, x_BTHWC: jax.Array) -> jax.Array:
+        """What lies between the first and the last convolution."""
+        return nnx.relu(self.norm_2(self.conv_1(nnx.relu(self.norm_1(x_BTHWC)))))
+
+
+def _convolve_together(convs: Sequence[PointwiseConv], xs: Sequence[jax.Array]) -> jax.Array:
+    """Sums what convolutions of stride 1 make of an input each, as one convolution."""
+    dtype = convs[0].dtype or xs[0].dtype
+    xs = [x.astype(dtype) for x in xs]
+    kernels = [conv.kernel[...].astype(dtype)[None] for conv in convs]
+    return pixel_pairs.convolve_together(xs, kernels)
 
 
 def _norm_and_convolve(
