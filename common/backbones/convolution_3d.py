@@ -62,11 +62,16 @@ def _max_and_place(x, axis, size, stride, padding):
     padded = _pad_axis(x, axis, padding, -jnp.inf)
     last = (padded.shape[axis] - size) // stride * stride
     taps = [jax.lax.slice_in_dim(padded, tap, tap + last + 1, stride, axis) for tap in range(size)]
-    maximum, place = taps[0], jnp.zeros(taps[0].shape, jnp.int8)
-    for tap, value in enumerate(taps[1:], start=1):
-        place = jnp.where(maximum >= value, place, jnp.int8(tap))
+    return largest(*taps)
+
+
+def largest(*values: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Returns the largest at each place, and as int8 its number; of equal ones the first's."""
+    maximum, number = values[0], jnp.zeros(values[0].shape, jnp.int8)
+    for another, value in enumerate(values[1:], start=1):
+        number = jnp.where(maximum >= value, number, jnp.int8(another))
         maximum = jnp.where(maximum >= value, maximum, value)
-    return maximum, place
+    return maximum, number
 
 
 def _keep_place(x, axis, size, stride, padding):

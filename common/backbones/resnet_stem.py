@@ -97,22 +97,17 @@ def max_pool_of_phases(
 
 def _max_and_place(even_even, even_odd, odd_even, odd_odd):
     """Returns the maxima and where in their window of 3x3 they lie, as int8."""
-    left, row_left = _max_of_three(even_even, odd_even, _neighbour(even_even, 1, 1, -jnp.inf))
-    middle, row_middle = _max_of_three(even_odd, odd_odd, _neighbour(even_odd, 1, 1, -jnp.inf))
-    y, column = _max_of_three(left, middle, _neighbour(left, 2, 1, -jnp.inf))
+    left, row_left = convolution_3d.largest(
+        even_even, odd_even, _neighbour(even_even, 1, 1, -jnp.inf)
+    )
+    middle, row_middle = convolution_3d.largest(
+        even_odd, odd_odd, _neighbour(even_odd, 1, 1, -jnp.inf)
+    )
+    y, column = convolution_3d.largest(left, middle, _neighbour(left, 2, 1, -jnp.inf))
     row = jnp.where(
         column == 0, row_left, jnp.where(column == 1, row_middle, _neighbour(row_left, 2, 1, 0))
     )
     return y, 3 * row + column
-
-
-def _max_of_three(*values: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Returns the largest and its number; of equal ones the first."""
-    maximum, place = values[0], jnp.zeros(values[0].shape, jnp.int8)
-    for number, value in enumerate(values[1:], start=1):
-        place = jnp.where(maximum >= value, place, jnp.int8(number))
-        maximum = jnp.where(maximum >= value, maximum, value)
-    return maximum, place
 
 
 def _neighbour(x: jax.Array, axis: int, distance: int, beyond: float) -> jax.Array:

@@ -100,6 +100,7 @@ def test_our_names_are_the_published_ones(checkpoint):
     assert ours == wanted
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "changes",
     [
@@ -184,6 +185,7 @@ def _widen(contents):
     stem["w"] = np.concatenate([stem["w"], stem["w"]], -1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "message"),
     [

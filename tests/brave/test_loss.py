@@ -105,6 +105,7 @@ def test_agreement_tells_learning_from_a_falling_loss():
     assert agreement(np.zeros((4, 8)), np.ones((4, 8))) == 0.0
 
 
+@pytest.mark.slow
 def test_correlation_counts_how_often_dimensions_repeat_each_other():
     signs = np.array([[1, 1, 1], [1, -1, -1], [-1, 1, -1], [-1, -1, 1]], np.float32)  # independent
     np.testing.assert_allclose(correlation(jnp.array(signs)), 0, atol=1e-6)
@@ -116,6 +117,7 @@ def test_correlation_counts_how_often_dimensions_repeat_each_other():
     np.testing.assert_allclose(correlation(jnp.array(z, jnp.float32)), wanted, rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_decorrelation_is_added_with_its_weight_and_reaches_both_projections():
     embeddings = _embeddings(["audio"], batch=16)
     plain, metrics = brave_loss(embeddings, ["audio"])

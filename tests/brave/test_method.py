@@ -24,6 +24,7 @@ def _moving(frames=4, brightness=0):
     return video
 
 
+@pytest.mark.slow
 def test_training_sees_the_changes_between_augmented_frames():
     method = _method()
     video = np.repeat(_moving(2), 2, axis=0)
@@ -35,6 +36,7 @@ def test_training_sees_the_changes_between_augmented_frames():
     np.testing.assert_array_equal(seen[1], 0)
 
 
+@pytest.mark.slow
 def test_an_encoder_of_differences_takes_frames_and_ignores_their_brightness():
     method = _method()
     model = method.build(nnx.Rngs(0))
@@ -64,6 +66,7 @@ def test_a_setting_that_cannot_be_is_refused(changes, message):
         methods.create(tiny_brave.get_config(**{"model__narrow__input": "difference", **changes}))
 
 
+@pytest.mark.slow
 def test_the_published_layout_refuses_what_it_cannot_say(tmp_path):
     config = tiny_brave.get_config(model__narrow__input="difference")
     with pytest.raises(UserError, match="frame differences"):

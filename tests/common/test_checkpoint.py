@@ -173,6 +173,7 @@ def test_a_full_disk_costs_no_earlier_checkpoint(tmp_path, program, states):
 
 
 # A failed write leaves threads of Orbax's behind that complain when the test has ended.
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_save_that_fails_in_the_background_stops_the_run_which_then_continues(
     tmp_path, monkeypatch

@@ -90,6 +90,7 @@ def test_the_maxima_have_no_gradient():
         np.testing.assert_array_equal(gradient, 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("block", [4, 1024])
 def test_a_symmetric_softmax_with_a_temperature_comes_out_of_it(block):
     arguments = vectors(10, 6), vectors(10, 6, seed=1), 0.3
@@ -110,6 +111,7 @@ def in_blocks(x_BD, y_BD):
     return symmetric_softmax(x_BD, y_BD, block=64)
 
 
+@pytest.mark.slow
 def test_memory_grows_with_the_batch_and_not_its_square():
     small, large = (temporary_memory(in_blocks, batch) for batch in (1024, 8192))
     assert large < 8.1 * small

@@ -77,6 +77,7 @@ def test_batches_go_on_inside_any_row_as_if_never_stopped(start):
     assert take(start, 3) == take(0, start + 3)[start:]
 
 
+@pytest.mark.slow
 def test_a_run_with_a_table_trains_and_is_stopped_and_resumed_to_the_same_bits(tmp_path):
     whole = _train(tmp_path / "whole")
     assert sorted(losses(tmp_path / "whole")) == list(range(1, 9))

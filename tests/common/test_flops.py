@@ -4,6 +4,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from toy_method import Toy, get_config
@@ -32,6 +33,7 @@ def test_a_matrix_product_is_two_operations_per_number_and_column():
     assert of(lambda a, b: jnp.einsum("bik,bjk->bij", a, b), (2, 3, 5), (2, 7, 5)) == 2 * 210
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=25)
 @given(
     st.integers(5, 9), st.integers(1, 4), st.integers(1, 3), st.integers(1, 2),

@@ -185,6 +185,7 @@ def test_beam_makes_the_same_bytes(source, finished, tmp_path):
     assert one["splits"]["train"] == other["splits"]["train"]
 
 
+@pytest.mark.slow
 def test_without_beam_the_message_says_what_to_install(source, tmp_path):
     try:
         import apache_beam  # noqa: F401

@@ -60,6 +60,7 @@ def _assert_equal(values, wanted):
         np.testing.assert_array_equal(value, wanted[path], err_msg=path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["run", "bundle", "a.npy"])
 def test_a_run_begins_with_the_averaged_weights_and_statistics_of_another(kind, place, caplog):
     folder, made = place
@@ -75,6 +76,7 @@ def test_a_run_begins_with_the_averaged_weights_and_statistics_of_another(kind, 
         assert said.endswith(f"filled: {len(after)} of the model's {len(after)} arrays")
 
 
+@pytest.mark.slow
 def test_what_fits_is_taken_and_everything_is_accounted_for(place, caplog):
     folder, made = place
     saved = _flat(made.ema, made.model_state)

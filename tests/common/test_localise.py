@@ -114,6 +114,7 @@ def _recall_by_hand(places):
     return {task: found[task] / shown[task] for task in TEXTS}, shown
 
 
+@pytest.mark.slow
 def test_recall_is_the_one_computed_by_hand_from_the_stored_frames(world, capsys):
     results = _localise(world)
     (row,) = results["rows"]
@@ -145,6 +146,7 @@ def test_recall_is_the_one_computed_by_hand_from_the_stored_frames(world, capsys
     assert f"7     Roll   {100 * recall['7']:.1f}" in printed
 
 
+@pytest.mark.slow
 def test_steps_are_placed_by_cosine_where_the_encoders_are_made_for_it(world, monkeypatch):
     with monkeypatch.context() as patched:
         tiny_spread.install(patched, segments=False)
@@ -186,6 +188,7 @@ def test_parts_of_any_length_and_a_stop_between_them_change_nothing(world, monke
     assert _localise(world, kept)["rows"] == expected
 
 
+@pytest.mark.slow
 def test_csv_tables_and_a_bundle_give_the_same(world):
     expected = _localise(world)
     steps = [f"{name[0]},{name[2:]},{row}" for name, rows in ANNOTATION.items() for row in rows]
@@ -290,6 +293,7 @@ def test_a_mistake_in_localisation_is_answered_with_what_to_do(world, arguments,
         _localise(world, *arguments, **changes)
 
 
+@pytest.mark.slow
 def test_a_model_without_text_cannot_localise(world, tmp_path):
     tiny_brave.make_run(tmp_path / "brave")
     with pytest.raises(UserError, match="brave has no text encoder"):

@@ -250,6 +250,7 @@ def test_multipliers_of_several_patterns_multiply_and_zero_freezes():
         np.testing.assert_allclose(end[name], start[name] - 0.1 * factor * g, rtol=1e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["lars", "adamw", "adam", "sgd"])
 def test_the_optimizer_state_survives_a_checkpoint_bit_by_bit(name, tmp_path):
     config = _config(name=name, clip_norm=1.0, lr_multipliers=(".*predictor.*=10",))

@@ -84,6 +84,7 @@ def _values(row):
     return {name: interval["value"] for name, interval in row["metrics"].items()}
 
 
+@pytest.mark.slow
 def test_the_numbers_are_those_computed_by_hand_from_the_bundle(world, capsys):
     clips_MD, texts_QD = _by_hand(world)
     scores_QM = texts_QD @ clips_MD.T
@@ -112,6 +113,7 @@ def test_the_numbers_are_those_computed_by_hand_from_the_bundle(world, capsys):
     assert re.search(r"trained +inner product +text to video", printed)
 
 
+@pytest.mark.slow
 def test_a_second_evaluation_and_one_by_the_bundle_give_the_same(world, monkeypatch):
     first = _retrieve(world)
     by_bundle = _retrieve(world, place="--bundle={}/bundle")
@@ -143,6 +145,7 @@ def test_untrained_weights_and_dual_softmax_are_rows_of_their_own(world, capsys)
     assert "Dual softmax looks at all queries at once" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ties", ["optimistic", "pessimistic", "published"])
 def test_the_rule_for_ties_is_the_one_that_is_named(world, capsys, ties):
     results = _retrieve(world, f"--ties={ties}")
@@ -182,6 +185,7 @@ def test_clips_of_one_video_are_drawn_together():
     assert [row["num_groups"] for row in rows(six, "middle")] == [2, 2]
 
 
+@pytest.mark.slow
 def test_a_table_names_the_clips_and_the_captions(world):
     table = world / "msrvtt.csv"
     lines = ["key,video_id,sentence", "1,three,a dog runs", "2,one,it rolls", "3,five,wind"]
@@ -248,6 +252,7 @@ def test_a_bundle_embeds_texts_where_the_vocabulary_it_was_trained_with_is_gone(
     np.testing.assert_allclose(rows_ND[:1], jax.jit(model.embed_text)(ids), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_results_stand_on_the_model_card_and_on_the_page_about_the_run(world, tmp_path):
     results = _retrieve(world, "--ties=pessimistic")
     (tmp_path / "results.json").write_text(json.dumps(results))
@@ -344,6 +349,7 @@ def _index(world, path, encoder="video_joint"):
         embed.main(["embed", *(str(world / name) for name in CAPTIONS)])
 
 
+@pytest.mark.slow
 def test_a_search_lists_the_videos_of_an_index_by_their_scores(world, tmp_path, capsys):
     _index(world, tmp_path / "index.npz")
     clips_MD, _ = _by_hand(world)
@@ -371,6 +377,7 @@ def test_an_index_of_another_encoder_or_none_is_refused(world, tmp_path):
         assert "common.embed --encoder=video_joint" in str(error.value)
 
 
+@pytest.mark.slow
 def test_a_folder_to_embed_stands_for_the_files_below_it(world, tmp_path):
     folder = tmp_path / "videos" / "deep"
     folder.mkdir(parents=True)

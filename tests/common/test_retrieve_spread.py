@@ -98,6 +98,7 @@ def _mean_ranks(results):
     return [row["metrics"]["mean rank"]["value"] for row in results["rows"]]
 
 
+@pytest.mark.slow
 def test_whole_videos_are_ranked_by_the_cosine_of_what_anyone_gets_by_hand(world, bundle, capsys):
     clips_MD, texts_QD = _by_hand(world, bundle, _middles)
     scores_QM = _cosine(texts_QD, clips_MD)
@@ -114,6 +115,7 @@ def test_whole_videos_are_ranked_by_the_cosine_of_what_anyone_gets_by_hand(world
     np.testing.assert_allclose(found, clips_MD, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bound", ["", "--published_bound"])
 def test_a_sliding_window_is_averaged_before_the_norm_is_taken(world, bundle, bound, monkeypatch):
     scored = []
@@ -143,6 +145,7 @@ def test_a_sliding_window_is_averaged_before_the_norm_is_taken(world, bundle, bo
     assert results["protocol"]["published_bound"] == bool(bound)
 
 
+@pytest.mark.slow
 def test_frozen_ties_are_a_rule_of_each_direction(world, capsys):
     results = _retrieve(world, "--protocol=frozen", "--ties=frozen")
     assert [row["ties"] for row in results["rows"]] == ["optimistic", "averaged"]

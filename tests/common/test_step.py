@@ -58,6 +58,7 @@ class Contrastive(Plain):
         return -jnp.mean(jax.nn.log_softmax(scores_BB).diagonal()), {"best": scores_BB.max()}
 
 
+@pytest.mark.slow
 def test_cached_accumulation_gives_the_gradient_of_the_objective_of_the_whole_batch():
     whole, state, batch = setup(Contrastive())
     cached, _, _ = setup(Contrastive(), microbatches=4, accumulation="cached")
@@ -68,12 +69,14 @@ def test_cached_accumulation_gives_the_gradient_of_the_objective_of_the_whole_ba
     assert abs(mean(state, batch)[1]["loss"] - metrics["loss"]) > 0.1  # a quarter of the negatives
 
 
+@pytest.mark.slow
 def test_cached_accumulation_updates_the_statistics_once_per_microbatch():
     mean, state, batch = setup(Toy(), microbatches=4)
     cached, _, _ = setup(Toy(), microbatches=4, accumulation="cached")
     assert_close(mean(state, batch)[0].model_state, cached(state, batch)[0].model_state)
 
 
+@pytest.mark.slow
 def test_a_microbatch_is_normalised_by_itself_and_the_statistics_pass_from_one_to_the_next():
     step, state, batch = setup(Toy(), microbatches=2)
     method, keys_B = Toy(), step_lib.example_keys(0, 0, 16)
@@ -105,6 +108,7 @@ def test_the_moving_average_follows_the_parameters():
     assert setup(Plain())[1].ema is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("microbatches", "accumulation"), [(1, "mean"), (4, "mean"), (4, "cached")]
 )
@@ -121,6 +125,7 @@ def test_after_a_loss_that_is_not_finite_nothing_changes_any_more(microbatches, 
         assert same_bits(getattr(broken, field), getattr(state, field)), field
 
 
+@pytest.mark.slow
 def test_a_step_changes_the_parameters_by_the_gradient():
     step, state, batch = setup(Plain())
     method = Plain()

@@ -66,6 +66,7 @@ def _by_hand(config, params, model_state, num_batches=1):
     return {name: np.mean([each[name] for each in found]) for name in found[0]}
 
 
+@pytest.mark.slow
 def test_a_run_ends_when_the_validation_loss_has_not_improved_for_long_enough(stopped_run):
     workdir, last = stopped_run
     rows = _rows(workdir)
@@ -76,6 +77,7 @@ def test_a_run_ends_when_the_validation_loss_has_not_improved_for_long_enough(st
     assert int(last.step) < 50
 
 
+@pytest.mark.slow
 def test_what_is_validated_is_logged_beside_the_metrics_of_the_step(stopped_run):
     workdir, last = stopped_run
     written = losses(workdir)
@@ -105,6 +107,7 @@ def test_the_loss_is_the_objective_in_evaluation_mode_on_clips_of_a_fixed_seed(s
     assert _rows(workdir)[-1] == pytest.approx({"step": step, **wanted}, rel=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("accumulation", ["mean", "cached"])
 def test_the_moving_average_is_validated_in_the_parts_of_training(tmp_path, accumulation):
     config = get_config(
@@ -144,6 +147,7 @@ class Crash(Exception):
     """Stands for whatever ends a process."""
 
 
+@pytest.mark.slow
 def test_a_run_that_dies_at_any_step_decides_as_if_it_had_not(stopped_run, tmp_path):
     workdir, last = stopped_run
     for step in range(1, int(last.step)):
@@ -193,6 +197,7 @@ def test_data_of_a_validation_that_fail_cost_nothing_that_was_trained(tmp_path, 
     assert [row["step"] for row in _rows(tmp_path)][:2] == [4, 6]
 
 
+@pytest.mark.slow
 def test_with_a_curriculum_all_validations_use_the_last_part(tmp_path):
     rows = ("0: batch_size=16", "1: batch_size=16 | batch_size=8")
     config = get_config(curriculum=rows, steps=1, validation__data="fake", validation__every=1)

@@ -30,6 +30,7 @@ def test_a_config_opens_with_its_command_hardware_and_what_it_reproduces(name):
     assert "Reproduces:" in page
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_a_config_is_locked_complete_and_possible(name):
     config = load(name)

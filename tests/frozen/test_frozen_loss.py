@@ -30,6 +30,7 @@ def pairs(clips, dim=5, seed=0, scale=1.0):
     return [jnp.asarray(scale * random.standard_normal((clips, dim)), jnp.float32) for _ in "tv"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("temperature", ["0.05", "0.5", "1.0"])
 def test_the_softmax_loss_and_its_gradient_are_the_published_ones(case, temperature):
@@ -46,6 +47,7 @@ def test_the_softmax_loss_and_its_gradient_are_the_published_ones(case, temperat
         )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES[1:])
 @pytest.mark.parametrize("margin", ["0.2", "1.0"])
 @pytest.mark.parametrize("off_diagonal", [True, False])
@@ -72,6 +74,7 @@ def dense_sigmoid(text_BD, video_BD):
     return -jax.nn.log_sigmoid(signs_BB * scores_BB).sum() / len(scores_BB)
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=15)
 @given(st.integers(1, 9), st.integers(1, 10), st.integers(0, 5))
 def test_in_blocks_of_any_size_the_sigmoid_loss_is_that_of_all_pairs(clips, block, seed):
@@ -82,6 +85,7 @@ def test_in_blocks_of_any_size_the_sigmoid_loss_is_that_of_all_pairs(clips, bloc
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("block", [1, 3, 7])
 def test_in_blocks_of_any_size_the_max_margin_loss_is_the_same(block):
     embeddings = pairs(7)
@@ -95,6 +99,7 @@ def test_the_mean_of_both_directions_is_half_of_their_sum():
     assert softmax_loss(*pairs(5), "mean")[0] == softmax_loss(*pairs(5), "sum")[0] / 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss", [softmax_loss, max_margin_loss, sigmoid_loss])
 def test_metrics_say_how_many_captions_and_clips_are_found(loss):
     text_BD, video_BD = jnp.eye(4), jnp.eye(4)

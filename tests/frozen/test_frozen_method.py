@@ -109,6 +109,7 @@ def test_encoders_say_what_they_take_and_give_and_which_share_a_space(tmp_path):
     assert nnx.eval_shape(text.embed, model, ids_BL).shape == (1, text.dim)
 
 
+@pytest.mark.slow
 def test_training_compares_what_the_encoders_give():
     method, model = create(**PLAIN)
     batch = make_batch()
@@ -123,6 +124,7 @@ def test_training_compares_what_the_encoders_give():
 # --------------------------------------------------------------------- images, videos and masks
 
 
+@pytest.mark.slow
 def test_an_image_alone_is_what_it_is_among_videos_in_a_masked_batch():
     batch = make_batch(frames=np.array([4, 1, 3, 1], np.int32))
     together_BD = embedded(batch, **PLAIN)["video"]
@@ -151,6 +153,7 @@ def test_what_padding_holds_changes_neither_embeddings_nor_gradients():
 # --------------------------------------------------------------------------------------- dropout
 
 
+@pytest.mark.slow
 def test_dropout_is_a_function_of_the_key_of_each_example():
     batch, order = make_batch(), np.array([2, 0, 3, 1])
     whole_BD = embedded(batch, **DROPPING)["text"]
@@ -190,6 +193,7 @@ TEMPERATURE = {**PLAIN, "model__learn_temperature": True, "model__temperature": 
 SIGMOID = {**TEMPERATURE, "model__loss": "sigmoid"}
 
 
+@pytest.mark.slow
 def test_a_learned_temperature_begins_at_the_set_one_and_gets_a_gradient():
     begun = first(lambda model: model.log_scale[...], **TEMPERATURE)
     np.testing.assert_allclose(np.exp(begun), 10, rtol=1e-6)
@@ -205,12 +209,14 @@ def test_a_learned_temperature_is_never_below_a_hundredth():
         np.testing.assert_allclose(model._scale(), length, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_sigmoid_loss_learns_a_bias_that_begins_at_minus_ten():
     assert first(lambda model: model.bias[...], **SIGMOID) == -10
     slopes = gradient(make_batch(), "bias", "log_scale", **SIGMOID)
     assert all(np.isfinite(slope) and abs(slope) > 1e-6 for slope in slopes.values())
 
 
+@pytest.mark.slow
 def test_the_scores_of_the_sigmoid_loss_are_scaled_cosines_plus_the_bias():
     _, model = create(**SIGMOID)
     found = embedded(make_batch(), **SIGMOID)
@@ -236,6 +242,7 @@ def test_nothing_is_learned_beside_the_networks_unless_it_is_asked_for():
 # ------------------------------------------------------------------------------ precision, colours
 
 
+@pytest.mark.slow
 def test_bfloat16_stays_near_float32_and_its_embeddings_are_float32():
     batch, rough = make_batch(), {**PLAIN, "compute_dtype": "bfloat16"}
     _, model = create(**rough)
@@ -267,6 +274,7 @@ def test_all_frames_of_a_clip_are_mirrored_together_as_often_as_is_said(flip, mi
     np.testing.assert_allclose(given, wanted / 127.5 - 1, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("colours", ["half", "imagenet"])
 def test_of_differences_the_network_sees_what_changes_in_training_and_afterwards(colours):
     moving = {**MOVING, "model__colours": colours, **PLAIN}

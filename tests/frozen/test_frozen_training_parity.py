@@ -125,11 +125,13 @@ def _rows(arrays, keys):
     return np.stack([golden_rules.row(arrays[key.removeprefix("module.")]) for key in keys])
 
 
+@pytest.mark.slow
 def test_losses_of_all_steps_are_the_published_ones(run):
     for number, metrics in enumerate(run.metrics):
         np.testing.assert_allclose(metrics["loss"], run.stored[f"step{number}/loss"], rtol=1e-8)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [0, 1], ids=TURNS[:2])
 def test_the_gradient_of_every_parameter_is_the_published_one(run, number):
     keys = run.stored[f"step{number}/grad_keys"]
@@ -143,6 +145,7 @@ def test_the_gradient_of_every_parameter_is_the_published_one(run, number):
     )
 
 
+@pytest.mark.slow
 def test_three_alternating_steps_of_adamw_move_every_tensor_as_published(run):
     first, last = (run.published(s.params) for s in (run.states[0], run.states[3]))
     moved = {key: last[key] - first[key] for key in first}

@@ -120,6 +120,7 @@ def other():
     return _filled(_tiny(), seed=1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stem", ["space_to_depth", "space_to_depth_torch", "plain"])
 def test_what_is_saved_is_loaded(stem, tmp_path):
     config = _tiny(stem)
@@ -138,6 +139,7 @@ def test_a_table_that_trains_is_saved_and_loaded_alike(saved):
     np.testing.assert_array_equal(other.text.words[...], saved[1].text.words[...])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("encoder", "theirs", "ours"),
     [
@@ -163,6 +165,7 @@ def test_an_encoder_loads_alone_and_the_rest_stays(encoder, theirs, ours, saved,
     _assert_equal(_values(other), {**before, **loaded})
 
 
+@pytest.mark.slow
 def test_a_model_of_one_encoder_offers_no_other(saved):
     loaded = loading.from_published(saved[0], _tiny(), ["text"])
     assert loaded.method.encoders.keys() == {"text"}, "the others would be untrained"
@@ -176,6 +179,7 @@ def _with(key, shape):
     return lambda tensors: {**tensors, key: np.zeros(shape, np.float32)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -258,6 +262,7 @@ def test_what_the_layout_cannot_say_is_not_written(saved, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_export_writes_the_published_layout(saved, tmp_path):
     path, output = saved[0], tmp_path / "exported.pth"
     page = pathlib.Path(mil_nce_howto100m.__file__)

@@ -54,6 +54,7 @@ def assert_equal(ours, other, rtol=1e-5, atol=0.0):
 # What was published.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("positives", FORMS)
 @pytest.mark.parametrize(("dtype", "block"), [("float64", None), ("float64", 3), ("float32", 1024)])
@@ -79,6 +80,7 @@ def test_the_loss_and_its_gradients_are_the_published_ones(case, positives, dtyp
 # Laws.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("candidates", [1, 2, 3, 4, 5])
 @pytest.mark.parametrize("positives", FORMS)
 def test_block_by_block_is_the_same_as_all_at_once(candidates, positives):
@@ -97,6 +99,7 @@ sizes = {
 }
 
 
+@pytest.mark.slow
 @settings(max_examples=20, deadline=None)
 @given(**sizes)
 def test_neither_the_order_of_clips_nor_that_of_candidates_matters(
@@ -111,6 +114,7 @@ def test_neither_the_order_of_clips_nor_that_of_candidates_matters(
     assert_equal((loss, metrics), shuffled, atol=1e-5)
 
 
+@pytest.mark.slow
 @settings(max_examples=20, deadline=None)
 @given(**sizes)
 def test_only_scores_matter_so_turning_both_spaces_together_changes_nothing(
@@ -123,6 +127,7 @@ def test_only_scores_matter_so_turning_both_spaces_together_changes_nothing(
     np.testing.assert_allclose(mil_nce_loss(*turned, positives)[0], loss, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 @settings(max_examples=20, deadline=None)
 @given(seed=st.integers(0, 10_000), clips=st.sampled_from([1, 2, 6]))
 def test_with_one_candidate_the_papers_form_is_the_symmetric_formula(seed, clips):
@@ -154,6 +159,7 @@ def test_a_candidate_that_is_repeated_adds_the_same_to_every_sum():
 # Numbers of any size.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("positives", FORMS)
 @pytest.mark.parametrize("block", [3, 1024])
 def test_scores_of_ten_thousand_give_numbers(positives, block):

@@ -40,6 +40,7 @@ def first_table(method):
     return jax.jit(table)()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("frozen", [False, True])
 def test_a_run_begins_with_the_vectors_stored_with_its_vocabulary(with_vectors, frozen):
     changes = {"model__text__frozen": frozen, "model__text__words": 6}
@@ -67,6 +68,7 @@ def test_training_and_evaluation_cut_texts_where_each_is_told_to(tmp_path):
     assert (published.max_words, published.evaluation_words) == (20, 30)
 
 
+@pytest.mark.slow
 def test_a_vocabulary_of_words_alone_leaves_the_table_to_chance(tmp_path):
     WORDS.write(tmp_path / "words.txt")
     configs = make_config(), make_config(tmp_path / "words.txt")

@@ -34,6 +34,7 @@ def published_tower(checkpoint):
     return tower
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("checkpoint", ["plain", "s2d"])
 def test_embeddings_are_the_published_ones(checkpoint, dtype):
@@ -56,6 +57,7 @@ def tiny(**options):
 SENTENCES = st.lists(st.integers(1, 9), max_size=5)
 
 
+@pytest.mark.slow
 @settings(max_examples=25, deadline=None)
 @given(words=SENTENCES, order=st.randoms(use_true_random=False))
 @pytest.mark.parametrize("masked", [False, True])

@@ -104,6 +104,7 @@ def test_torch_statistics_of_a_single_value_stay_finite():
     np.testing.assert_allclose(norm.var[...], [0.9], rtol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16], ids=lambda dtype: dtype.__name__)
 def test_gradients_are_those_jax_derives_from_the_definition(dtype):
     x = jnp.asarray(_batches(5, 1, shape=(4, 2, 5, 3), shift=3.0)[0], dtype)

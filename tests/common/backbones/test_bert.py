@@ -91,6 +91,7 @@ def test_the_embedding_of_frozen_in_time_is_one_dense_layer_away():
 SENTENCE = st.lists(st.integers(1, 29), max_size=6)
 
 
+@pytest.mark.slow
 @settings(max_examples=25, deadline=None)
 @given(first=SENTENCE, second=SENTENCE)
 @pytest.mark.parametrize("token_types", [0, 2])
@@ -106,6 +107,7 @@ def test_neither_padding_nor_other_sentences_change_a_sentence(token_types, firs
     assert np.isfinite(together).all() and np.isfinite(longer).all()
 
 
+@pytest.mark.slow
 def test_sentences_of_padding_alone_have_finite_gradients():
     model, ids = small(), jnp.zeros((2, 5), jnp.int32)
     gradients = nnx.state(gradient(model, ids))
@@ -119,6 +121,7 @@ def test_order_and_every_word_matter():
     assert min(np.abs(rows[0] - rows[1]).max(), np.abs(rows[0] - rows[2]).max()) > 1e-3
 
 
+@pytest.mark.slow
 @settings(max_examples=15, deadline=None)
 @given(step=st.integers(0, 9), order=st.permutations(range(4)))
 @pytest.mark.parametrize("token_types", [0, 2])
@@ -132,6 +135,7 @@ def test_what_is_dropped_depends_on_the_key_of_the_example_alone(token_types, st
     assert np.abs(whole[0] - whole[1]).max() > 0.1  # one sentence, two keys
 
 
+@pytest.mark.slow
 def test_nothing_is_dropped_without_keys_nor_in_evaluation_mode():
     model, ids, keys_B = small(), jnp.asarray([[3, 4, 5]], jnp.int32), example_keys(0, 0, 1)
     plain, dropped = run(model, ids), run(model, ids, keys_B)
@@ -161,6 +165,7 @@ def test_a_layer_drops_where_the_published_one_does(token_types, places):
     assert drawn == 1 + places  # the embeddings, and in each layer
 
 
+@pytest.mark.slow
 def test_recomputing_layers_changes_no_gradient():
     keys_B, ids = example_keys(0, 0, 2), jnp.asarray([[3, 4, 0], [5, 6, 7]], jnp.int32)
     found = [gradient(small(depth=1, remat=remat), ids, keys_B) for remat in (False, True)]

@@ -33,6 +33,7 @@ _KERNELS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sizes", [(5, 7, 6), (1, 8, 9)], ids=str)
 @pytest.mark.parametrize("name", _KERNELS)
 def test_the_forms_of_a_convolution_agree_in_value_and_gradients(name, sizes):
@@ -74,6 +75,7 @@ def test_a_folded_convolution_over_time_does_no_more_products_than_a_joint_one()
     assert counted("folded") <= counted("joint") * 15 / 13
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["plain_stem", "space", "time", "point_at_stride"])
 def test_a_kernels_gradient_added_up_by_frame_is_that_of_all_frames_at_once(name, monkeypatch):
     size, stride, padding = _KERNELS[name]
@@ -118,6 +120,7 @@ def test_same_padding_is_xlas(n, size, stride):
     assert list(same_padding((n,), (size,), (stride,))) == wanted
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", [f"pool_{number}" for number in range(5)])
 def test_torch_pools_are_the_published_ones(case):
     options = PACK.case(case)["options"]
@@ -129,6 +132,7 @@ def test_torch_pools_are_the_published_ones(case):
 _POOLS = [((1, 3, 3), (1, 2, 2)), ((3, 3, 3), (2, 2, 2)), ((2, 2, 2), (2, 2, 2))]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [(3, 3, 3), (5, 6, 9), (1, 1, 2)], ids=str)
 @pytest.mark.parametrize(("window", "stride"), [*_POOLS, ((3, 3, 3), (1, 1, 1))], ids=str)
 def test_same_pools_and_their_gradients_are_those_of_the_window_reduction(window, stride, size):
@@ -149,6 +153,7 @@ def test_same_pools_and_their_gradients_are_those_of_the_window_reduction(window
         np.testing.assert_allclose(ours, wanted, rtol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("window", "stride"), _POOLS, ids=str)
 def test_both_poolings_agree_at_even_sizes(window, stride):
     x = jax.random.normal(jax.random.key(0), (1, 4, 14, 6, 2))

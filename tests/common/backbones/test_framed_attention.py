@@ -31,6 +31,7 @@ def _to_tokens(x_BFGSD, grid):
     return jnp.concatenate([class_token(x_BFGSD, grid), x.reshape(len(x), -1, x.shape[-1])], 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("real", [None, (3, 1)], ids=["all_frames", "some_frames"])
 @pytest.mark.parametrize("width", [24, 256], ids=["heads_in_one_group", "heads_in_pairs"])
 @pytest.mark.parametrize("axis", ["space", "time"])
@@ -62,6 +63,7 @@ def test_attention_is_that_of_the_other_form(axis, width, real):
         _assert_alike(*results)
 
 
+@pytest.mark.slow
 def test_every_frame_keeps_the_same_class_token():
     grid = Grid(4, 9)
     module = DividedAttention("time", 16, 2, dtype=None, rngs=nnx.Rngs(0))

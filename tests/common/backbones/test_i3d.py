@@ -21,6 +21,7 @@ def test_the_network_has_i3ds_number_of_parameters():
     assert sum(x.size for x in jax.tree.leaves(params)) == 12_287_264
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("sizes", "wanted"),
     [

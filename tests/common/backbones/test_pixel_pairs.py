@@ -15,6 +15,7 @@ from common.backbones import convolution_3d, pixel_pairs
 from common.backbones.batch_norm import BatchNorm
 
 
+@pytest.mark.slow
 @settings(max_examples=12, deadline=None)
 @given(
     frames=st.integers(1, 3),

@@ -39,6 +39,7 @@ def test_the_temporal_shift_is_the_published_one(case):
     np.testing.assert_allclose(still_shift(x), stored["image_alpha0.3"], rtol=1e-6)
 
 
+@pytest.mark.slow
 @settings(max_examples=6, deadline=None)
 @given(clips=st.integers(1, 3), frames=st.integers(1, 5), channels=st.integers(1, 20))
 def test_the_temporal_shift_keeps_clips_apart(clips, frames, channels):
@@ -47,6 +48,7 @@ def test_the_temporal_shift_keeps_clips_apart(clips, frames, channels):
         np.testing.assert_array_equal(temporal_shift(clip[None])[0], shifted)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [(7, 8), (1, 2)])
 def test_pooling_and_its_gradient_are_those_of_the_window_reduction(size):
     x = jax.random.normal(jax.random.key(0), (2, *size, 3))
@@ -198,6 +200,7 @@ def _convolutions(jaxpr):
                 yield from _convolutions(inner)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("remat", [False, True])
 def test_bfloat16_is_where_the_work_is_and_float32_where_it_matters(remat):
     model = _tiny(dtype=jnp.bfloat16, remat=remat)

@@ -122,6 +122,7 @@ def test_every_stage_is_the_published_one(case, dtype, convolution):
     assert golden_rules.error_of_max(embedding, stored["video_embedding"]) < tolerance
 
 
+@pytest.mark.slow
 def test_the_two_space_to_depth_stems_differ_in_training_only(monkeypatch):
     video = jnp.asarray(PACK.inputs("eval_s2d_odd")["video"][:, :4, :12, :16])
     clean, torch = (
@@ -142,6 +143,7 @@ def test_space_to_depth_is_the_published_one_and_needs_even_sizes():
         space_to_depth(x[:, :3])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("stem", "count"), [("plain", 9_125_072), ("space_to_depth", 9_146_000)])
 def test_the_network_has_the_published_number_of_parameters(stem, count):
     model = _abstract(stem)
@@ -150,6 +152,7 @@ def test_the_network_has_the_published_number_of_parameters(stem, count):
     assert sum(x.size for x in statistics if x.ndim) == 21_088
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sizes", [(1, 32, 32), (7, 33, 50), (1, 1, 1)], ids=str)
 def test_clips_of_any_length_and_size_are_embedded(sizes):
     graphdef, variables = nnx.split(_abstract())
@@ -159,6 +162,7 @@ def test_clips_of_any_length_and_size_are_embedded(sizes):
     assert (result.shape, result.dtype) == ((2, 1024), jnp.float32)
 
 
+@pytest.mark.slow
 def test_poolings_differ_at_odd_sizes_only(monkeypatch):
     video = jax.random.uniform(jax.random.key(0), (1, 4, 50, 50, 3))
     embeddings = {}
@@ -200,6 +204,7 @@ def test_neither_convolution_nor_rematerialisation_changes_gradients_or_statisti
                 np.testing.assert_allclose(ours, wanted, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_rematerialisation_stores_less_for_the_backward_pass(monkeypatch):
     video = jnp.zeros((2, 4, 32, 32, 3))
 
@@ -228,6 +233,7 @@ def test_bfloat16_features_are_close_to_the_published_ones():
     assert golden_rules.error_of_max(pooled, PACK.stored(case)["mixed_5c_pooled"]) < 0.05
 
 
+@pytest.mark.slow
 def test_in_bfloat16_parameters_and_statistics_stay_float32():
     graphdef, variables = nnx.split(_abstract(dtype=jnp.bfloat16))
 
@@ -272,6 +278,7 @@ def test_an_unknown_option_is_refused_with_those_there_are(option, value):
         _abstract(**{option: value})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("stem", "size"),
     [
@@ -303,6 +310,7 @@ def test_the_forms_for_tpus_compute_the_same(stem, size, monkeypatch):
         np.testing.assert_allclose(one, same, rtol=1e-5, atol=1e-6 * np.abs(same).max())
 
 
+@pytest.mark.slow
 def test_odd_videos_are_refused_by_the_form_for_tpus_too():
     model = _abstract(stem="space_to_depth")
     with target.described("tpu"), pytest.raises(UserError, match="15x16 pixels cannot be cut"):

@@ -109,6 +109,7 @@ def _assert_published(case, dtype):
     assert golden_rules.error_of_max(embedding, stored["cls"]) < tolerance
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("case", "dtype"),
     [
@@ -127,6 +128,7 @@ def test_the_released_architecture_embeds_as_published():
     _assert_published("video_full_f4", "float64")
 
 
+@pytest.mark.slow
 def test_weights_of_an_image_network_give_its_features_for_one_frame():
     stored = PACK.stored("inflation")
     with golden_rules.x64():
@@ -165,6 +167,7 @@ def _dense_attention(module, x, frames, axis):
     return y.reshape(x.shape) @ np.asarray(output.kernel[...]) + np.asarray(output.bias[...])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("axis", ["space", "time"])
 def test_attention_is_that_over_all_tokens_with_a_mask(axis):
     with golden_rules.x64():
@@ -176,6 +179,7 @@ def test_attention_is_that_over_all_tokens_with_a_mask(axis):
         np.testing.assert_allclose(module.class_token(jnp.asarray(x), grid), y[:, :1], rtol=1e-12)
 
 
+@pytest.mark.slow
 def test_the_written_gradient_of_attention_in_space_is_the_derivative():
     def plain(q, keys, values):
         k, v = (
@@ -205,6 +209,7 @@ def _mixing():
         return _drawn("float64"), video
 
 
+@pytest.mark.slow
 @hypothesis.given(
     real=st.lists(st.integers(1, 4), min_size=3, max_size=3),
     padding=st.sampled_from([0.0, -7.0, 1e30, np.inf, np.nan]),
@@ -224,6 +229,7 @@ def test_padding_changes_nothing_and_each_clip_is_as_if_it_were_alone(real, padd
             np.testing.assert_allclose(mixed[number], alone, rtol=1e-10, atol=1e-11)
 
 
+@pytest.mark.slow
 def test_no_gradient_flows_through_padding_even_of_pixels_that_are_no_numbers():
     model, video = _mixing()
     video = video.copy()
@@ -255,6 +261,7 @@ def test_frames_are_told_apart_by_their_positions_in_time_alone():
     assert moved > 1e-3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("start", TIME_STARTS)
 def test_attention_in_time_begins_as_nothing_and_learns(start):
     model = _begun(**(TINY | {"depth": 1, "time_start": start}))

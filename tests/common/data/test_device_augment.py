@@ -168,6 +168,7 @@ def test_mirrored_flow_points_the_other_way_horizontally_only():
     np.testing.assert_array_equal(flipped[1], flow[1])
 
 
+@pytest.mark.slow
 def test_bfloat16_clips_are_computed_in_float32():
     """The only loss is that of the input and of the result."""
     video = augment.normalise(jnp.asarray(_uint8_clips(2))).astype(jnp.bfloat16)
@@ -228,6 +229,7 @@ def test_random_kernels_have_the_published_sizes_and_spread():
         assert np.abs(weights).max() <= 2.0001 * deviation / 0.8796256610342398
 
 
+@pytest.mark.slow
 @settings(max_examples=10, deadline=None)
 @given(cut=st.integers(1, 3), seed=st.integers(0, 2**16))
 def test_a_clip_is_augmented_the_same_in_any_batch(cut, seed):

@@ -61,6 +61,7 @@ def test_spectrograms_of_other_settings_equal_tensorflow(rate, bins, window, ste
     np.testing.assert_allclose(ours, expected.numpy(), rtol=0, atol=2e-3)
 
 
+@pytest.mark.slow
 @settings(max_examples=10, deadline=None)
 @given(samples=st.integers(1, 700), half=st.integers(4, 45), step=st.integers(1, 120))
 def test_windows_start_every_step_and_run_into_zeros(samples, half, step):

@@ -98,6 +98,7 @@ def test_seeds_and_passes_give_different_orders():
     assert agreeing < 0.1
 
 
+@pytest.mark.slow
 def test_every_record_is_equally_likely_at_every_place():
     order = Order([7], [1.0], batch_size=7, seed=1)
     seen = np.zeros((7, 7))

@@ -212,6 +212,7 @@ def test_the_rows_of_all_processes_make_up_the_batch(folder, source):
         assert_equal(part, cut)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("in_parts", [True, False])
 def test_a_damaged_record_is_left_out_counted_and_named(folder, in_parts, caplog):
     if not in_parts:

@@ -192,6 +192,7 @@ def test_a_member_leaves_nothing_behind_and_a_changed_tar_is_told(tmp_path):
         assert found is plain
 
 
+@pytest.mark.slow
 def test_tars_become_records_and_an_interrupted_run_goes_on(tmp_path):
     members = {}
     for number in range(3):

@@ -4,6 +4,8 @@ import os
 import signal
 import time
 
+import pytest
+
 from common.data import workers
 
 
@@ -34,6 +36,7 @@ def test_a_crashing_decoder_costs_its_item_alone():
     assert "exit code 3" in results[3][1]
 
 
+@pytest.mark.slow
 def test_an_item_that_hangs_is_given_up():
     results = run(["hang", 1], timeout_s=4.0)
     assert results == [("hang", "took longer than 4 s"), 2]

@@ -165,6 +165,7 @@ def test_sounds_are_cut_evenly(protocol):
 # -------------------------------------------------------------------------------------- probes
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dim", [12, 90])  # also more columns than rows
 @pytest.mark.parametrize("protocol", [HMDB51, UCF101])
 def test_the_probe_is_scikit_learns_as_the_protocol_prescribes(protocol, dim):

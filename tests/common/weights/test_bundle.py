@@ -44,6 +44,7 @@ def _in_process(loaded, name, clips):
     return np.asarray(nnx.jit(loaded.encoder(name).embed)(loaded.model, clips))
 
 
+@pytest.mark.slow
 def test_a_bundle_gives_the_features_of_the_run_it_was_made_from(made):
     folder, loaded = made
     bundle = load_bundle(folder / "bundle")
@@ -82,6 +83,7 @@ def test_a_bundle_loads_in_a_fresh_process_without_the_trainer_and_gives_the_sam
         np.testing.assert_allclose(features[name], expected, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_bundle_stands_alone(made, tmp_path):
     folder, _ = made
     moved = tmp_path / "elsewhere"
@@ -100,6 +102,7 @@ def test_a_bundle_stands_alone(made, tmp_path):
     }
 
 
+@pytest.mark.slow
 def test_files_are_embedded_as_evaluation_embeds_their_records(made, tmp_path):
     from common.data import records, tables
     from common.evaluation import reading
@@ -251,6 +254,7 @@ def test_the_model_card_says_what_the_model_is_and_how_it_scored(made, tmp_path)
     assert "jax" in versions
 
 
+@pytest.mark.slow
 def test_models_are_told_apart_by_their_weights():
     config = tiny_brave.get_config()
     first, again, other = (tiny_brave.loaded(config, seed) for seed in (0, 0, 1))

@@ -25,6 +25,7 @@ def _published(checkpoint):
     return PACK.flat_checkpoint(checkpoint, without="text_module")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("checkpoint", PREFIX)
 def test_what_is_written_is_what_was_read(checkpoint):
     published, prefix = _published(checkpoint), PREFIX[checkpoint]
@@ -44,6 +45,7 @@ def test_the_layers_are_all_of_the_network():
     assert listed == {id(v) for _, v in nnx.iter_graph(model) if isinstance(v, nnx.Variable)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -113,6 +113,7 @@ def test_what_is_in_front_of_all_names_does_not_matter(prefix):
     np.testing.assert_array_equal(model.times[...], times)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", ["hf_vit", "hf_vit_large_image"])
 def test_a_vit_of_hugging_face_embeds_images_as_there(case):
     model = _begun(**OTHER, eps=1e-12)
@@ -121,6 +122,7 @@ def test_a_vit_of_hugging_face_embeds_images_as_there(case):
     assert golden_rules.error_of_max(_embedding(model, case), VIT.stored(case)["cls"]) < 1e-9
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("names", ["hugging_face", "openai"])
 def test_a_clip_embeds_images_as_there(names):
     published = VIT.flat_checkpoint("hf_clip")
@@ -134,6 +136,7 @@ def test_a_clip_embeds_images_as_there(names):
     )
 
 
+@pytest.mark.slow
 def test_an_image_network_leaves_attention_in_time_as_it_begins():
     model = _begun(**SMALL)
     vit_layout.read(model, FROZEN.flat_checkpoint("vit_small"), "vit")
