@@ -13,6 +13,7 @@ inside it. Two things make that slow on CPUs, and both are set right here:
 from __future__ import annotations
 
 import ctypes
+import functools
 import os
 import platform
 
@@ -44,6 +45,7 @@ def keep_freed() -> None:
             library.mallopt(setting, value)
 
 
+@functools.cache  # a second listener would do it all again
 def tidy_after_compiling() -> None:
     """Lets `set_holes_aside` follow whatever JAX compiles; where `keep_freed` does something."""
     import jax
@@ -75,22 +77,22 @@ class _Used(ctypes.Structure):
     ]  # fmt: skip
 
 
-def set_holes_aside() -> int:
+def set_holes_aside() -> None:
     """Takes what is free between allocations of the heap for good, all but its memory.
 
     The pages within go back to the system first, so that nothing is lost but addresses. Holes of
-    half a mebibyte and more stay. Returns how many bytes were taken; none before version 2.33 of
-    the library, which cannot say where the heap ends.
+    half a mebibyte and more stay. Does nothing before version 2.33 of the library, which cannot say
+    where the heap ends.
     """
     library = ctypes.CDLL(None)
     if not hasattr(library, "mallinfo2"):
-        return 0
+        return
     library.mallinfo2.restype = _Used
     library.malloc.argtypes, library.malloc.restype = [ctypes.c_size_t], ctypes.c_void_p
     library.free.argtypes, library.sbrk.restype = [ctypes.c_void_p], ctypes.c_void_p
     library.malloc_trim(0)
     end = library.sbrk(0) - library.mallinfo2().keepcost  # above it lies what was never used
-    large, taken, size = [], 0, _LARGEST
+    large, size = [], _LARGEST
     while size >= _SMALLEST:
         address = library.malloc(size)
         if not address or address >= end:
@@ -98,8 +100,5 @@ def set_holes_aside() -> int:
             size = int(size / _FINER)
         elif size >= _LARGE:
             large.append(address)
-        else:
-            taken += size
     for address in large:
         library.free(address)
-    return taken

@@ -144,6 +144,12 @@ def frame_by_frame(see: Callable[[jax.Array], jax.Array], x_BTHWC: jax.Array) ->
     return y.reshape(batch, frames, *y.shape[2:])
 
 
+def promoted(dtype: jnp.dtype | None, x: jax.Array, kernel: jax.Array) -> tuple[jax.Array, ...]:
+    """Returns both in the dtype that a layer computes in; None is the one that holds both."""
+    dtype = dtype or jnp.promote_types(x.dtype, kernel.dtype)
+    return x.astype(dtype), kernel.astype(dtype)
+
+
 def convolve_joint(x: jax.Array, kernel: jax.Array, stride: Sequence[int], padding) -> jax.Array:
     """Convolves images (N, H, W, C) or videos (B, T, H, W, C) by what XLA has for it."""
     spatial = "THW"[-len(stride) :]
@@ -301,8 +307,7 @@ class Conv3D(nnx.Module):
 
     def __call__(self, x_BTHWC: jax.Array) -> jax.Array:
         """Maps (B, T, H, W, C) to (B, T', H', W', C') in the compute dtype."""
-        kernel = self.kernel[...]
-        dtype = self.dtype or jnp.promote_types(x_BTHWC.dtype, kernel.dtype)
+        x_BTHWC, kernel = promoted(self.dtype, x_BTHWC, self.kernel[...])
         padding = self.padding or same_padding(x_BTHWC.shape[1:4], kernel.shape[:3], self.stride)
         form = self.convolution or quickest_form(kernel.shape[3])
-        return convolve(x_BTHWC.astype(dtype), kernel.astype(dtype), self.stride, padding, form)
+        return convolve(x_BTHWC, kernel, self.stride, padding, form)

@@ -29,8 +29,7 @@ class FrameConv(nnx.Conv):
 
     def convolve(self, kernel: jax.Array, x_BTHWC: jax.Array) -> jax.Array:
         """Does the same with another kernel (kh, kw, C, C'), on TPUs also one of several frames."""
-        dtype = self.dtype or jnp.promote_types(x_BTHWC.dtype, kernel.dtype)
-        x_BTHWC, kernel = x_BTHWC.astype(dtype), kernel.astype(dtype)
+        x_BTHWC, kernel = convolution_3d.promoted(self.dtype, x_BTHWC, kernel)
         if convolution_3d.fills_registers():
             of_frames = kernel if kernel.ndim == 5 else kernel[None]
             return pixel_pairs.convolve(x_BTHWC, of_frames, self.strides[0])
@@ -51,10 +50,11 @@ class PointwiseConv(FrameConv):
         """Maps (B, T, H, W, C) to (B, T, ceil(H / stride), ceil(W / stride), C')."""
         if target.platform() == "tpu":
             return super().convolve(kernel, x_BTHWC)
-        dtype = self.dtype or jnp.promote_types(x_BTHWC.dtype, kernel.dtype)
         down, right = self.strides
-        x_BTHWC = x_BTHWC[:, :, ::down, ::right].astype(dtype)
-        return jnp.einsum("bthwc,cd->bthwd", x_BTHWC, kernel[0, 0].astype(dtype))
+        seen = x_BTHWC[:, :, ::down, ::right]
+        return jnp.einsum(
+            "bthwc,cd->bthwd", *convolution_3d.promoted(self.dtype, seen, kernel[0, 0])
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,10 +131,11 @@ class Bottleneck(nnx.Module):
 
 def _convolve_together(convs: Sequence[PointwiseConv], xs: Sequence[jax.Array]) -> jax.Array:
     """Sums what convolutions of stride 1 make of an input each, as one convolution."""
-    dtype = convs[0].dtype or xs[0].dtype
-    xs = [x.astype(dtype) for x in xs]
-    kernels = [conv.kernel[...].astype(dtype)[None] for conv in convs]
-    return pixel_pairs.convolve_together(xs, kernels)
+    given = [
+        convolution_3d.promoted(conv.dtype, x, conv.kernel[...][None])
+        for conv, x in zip(convs, xs, strict=True)
+    ]
+    return pixel_pairs.convolve_together(*zip(*given, strict=True))
 
 
 def _norm_and_convolve(
@@ -175,10 +176,8 @@ def _norm_and_convolve(
             see = jax.linear_transpose(lambda kernel: convolve(kernel, given), kernel)
             return see(cotangents[0])[0].astype(mean.dtype)
 
-        by_normal, by_one = (
-            of_kernel(jnp.where(positive, normal, 0)),
-            of_kernel(positive.astype(dtype)),
-        )
+        by_normal = of_kernel(jnp.where(positive, normal, 0))
+        by_one = of_kernel(positive.astype(dtype))
         dscale, doffset = (
             (kernel * by).sum((*range(kernel.ndim - 2), -1)) for by in (by_normal, by_one)
         )

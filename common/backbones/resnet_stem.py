@@ -49,9 +49,8 @@ class Stem(nnx.Conv):
         batch, frames, height, width, channels = x_BTHWC.shape
         x_NHWC = x_BTHWC.reshape(-1, height, width, channels)
         if target.platform() == "tpu" and height % _BLOCK == width % _BLOCK == 0:
-            dtype = self.dtype or jnp.promote_types(x_BTHWC.dtype, self.kernel[...].dtype)
-            kernel = self.kernel[...].astype(dtype)
-            y = max_pool_of_phases(*convolve_in_phases(x_NHWC.astype(dtype), kernel))
+            x_NHWC, kernel = convolution_3d.promoted(self.dtype, x_NHWC, self.kernel[...])
+            y = max_pool_of_phases(*convolve_in_phases(x_NHWC, kernel))
             if pixel_pairs.fill(y.shape[2], self.out_features):
                 # While frames lie in lanes this moves nothing; the compiler would do it later.
                 y = jax.lax.optimization_barrier(pixel_pairs.joined(y))

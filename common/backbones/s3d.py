@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from common import target
-from common.backbones.convolution_3d import Conv3D, convolve, same_padding
+from common.backbones.convolution_3d import Conv3D, convolve, promoted, same_padding
 from common.backbones.inception import ConvUnit, InceptionV1, chosen
 from common.errors import UserError
 
@@ -44,8 +44,7 @@ class BlockConv(Conv3D):
         if target.platform() != "tpu":
             return super().__call__(space_to_depth(video_BTHWC))
         _check_even(video_BTHWC)
-        kernel = self.kernel[...]
-        dtype = self.dtype or jnp.promote_types(video_BTHWC.dtype, kernel.dtype)
+        video_BTHWC, kernel = promoted(self.dtype, video_BTHWC, self.kernel[...])
         *size, channels, out_channels = kernel.shape
         blocks = [n // 2 for n in video_BTHWC.shape[1:4]]
         padding = self.padding or same_padding(blocks, tuple(size), (1, 1, 1))
@@ -53,8 +52,7 @@ class BlockConv(Conv3D):
         pixels = pixels.transpose(0, 3, 1, 4, 2, 5, 6, 7)
         pixels = pixels.reshape(*(2 * n for n in size), channels // 8, out_channels)
         padding = tuple((2 * before, 2 * after) for before, after in padding)
-        video, pixels = video_BTHWC.astype(dtype), pixels.astype(dtype)
-        return convolve(video, pixels, (2, 2, 2), padding, "folded")
+        return convolve(video_BTHWC, pixels, (2, 2, 2), padding, "folded")
 
 
 def _check_even(video_BTHWC: jax.Array) -> None:
