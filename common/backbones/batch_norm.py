@@ -9,6 +9,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+# One array (..., C), or several of the same channels, whose values count as those of one.
+Arrays = jax.Array | tuple[jax.Array, ...]
+
 
 class BatchNorm(nnx.Module):
     """Normalises the last axis over all others (Ioffe and Szegedy, 2015, arXiv:1502.03167).
@@ -49,19 +52,19 @@ class BatchNorm(nnx.Module):
         self.var = nnx.BatchStat(jnp.ones(num_features, jnp.float32))
         self.count = nnx.BatchStat(jnp.zeros((), jnp.int32))
 
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Arrays) -> Arrays:
         """Normalises x of shape (..., C); returns the same shape in the compute dtype.
 
         The last axis may hold those of several places side by side, (..., k C).
         """
-        dtype = self.dtype or x.dtype
+        dtype = self.dtype or jax.tree.leaves(x)[0].dtype
         scale, offset = self.scale[...], self.offset[...]
         if self.use_running_average:
             y = apply(x, scale, offset, self.mean[...], self.var[...], self.eps)
         else:
             y, mean, var = normalize(x, scale, offset, self.eps)
-            self.update(mean, var, x.size // scale.size)
-        return y.astype(dtype)
+            self.update(mean, var, _count(x, scale.size))
+        return jax.tree.map(lambda y: y.astype(dtype), y)
 
     def update(self, mean: jax.Array, var: jax.Array, num_values: int) -> None:
         """Takes one batch, of `num_values` per channel, into the running statistics."""
@@ -80,17 +83,21 @@ class BatchNorm(nnx.Module):
 
 
 def apply(
-    x: jax.Array,
+    x: Arrays,
     scale: jax.Array,
     offset: jax.Array,
     mean: jax.Array,
     var: jax.Array,
     eps: float,
-) -> jax.Array:
+) -> Arrays:
     """Normalises x (..., k C) with statistics (C,); at least float32."""
-    x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     factor = scale * jax.lax.rsqrt(var + eps)
-    return x * _repeated(factor, x) + _repeated(offset - mean * factor, x)
+    shift = offset - mean * factor
+    return jax.tree.map(lambda x: x * _repeated(factor, x) + _repeated(shift, x), _wide(x))
+
+
+def _wide(x: Arrays) -> Arrays:
+    return jax.tree.map(lambda x: x.astype(jnp.promote_types(x.dtype, jnp.float32)), x)
 
 
 def _repeated(of_channels: jax.Array, x: jax.Array) -> jax.Array:
@@ -98,26 +105,35 @@ def _repeated(of_channels: jax.Array, x: jax.Array) -> jax.Array:
     return of_channels if side_by_side == 1 else jnp.tile(of_channels, side_by_side)
 
 
-def _sum(x: jax.Array, channels: int) -> jax.Array:
+def _sum(x: Arrays, channels: int) -> jax.Array:
     """Sums (..., k C) over all places of each channel: (C,)."""
-    sums = x.sum(tuple(range(x.ndim - 1)))
-    return sums if sums.size == channels else sums.reshape(-1, channels).sum(0)
+
+    def of_one(x):
+        sums = x.sum(tuple(range(x.ndim - 1)))
+        return sums if sums.size == channels else sums.reshape(-1, channels).sum(0)
+
+    return sum(of_one(x) for x in jax.tree.leaves(x))
+
+
+def _count(x: Arrays, channels: int) -> int:
+    """Returns how many values each channel has."""
+    return sum(x.size for x in jax.tree.leaves(x)) // channels
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
 def normalize(
-    x: jax.Array, scale: jax.Array, offset: jax.Array, eps: float
-) -> tuple[jax.Array, jax.Array, jax.Array]:
+    x: Arrays, scale: jax.Array, offset: jax.Array, eps: float
+) -> tuple[Arrays, jax.Array, jax.Array]:
     """Returns normalised x with its mean and variance, through which no gradient flows.
 
     The gradient keeps x alone, in its own type: what JAX derives by itself keeps the differences
     from the mean as well and passes over the array more often.
     """
-    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-    count = x.size // scale.size
+    wide, count = _wide(x), _count(x, scale.size)
     mean = _sum(wide, scale.size) / count
     # One pass over x. Rounding can leave a tiny negative value where x is constant.
-    var = jnp.maximum(_sum(jnp.square(wide), scale.size) / count - jnp.square(mean), 0)
+    squares = _sum(jax.tree.map(jnp.square, wide), scale.size)
+    var = jnp.maximum(squares / count - jnp.square(mean), 0)
     return apply(wide, scale, offset, mean, var, eps), mean, var
 
 
@@ -131,7 +147,8 @@ def _gradients(eps, kept, cotangents):
     dy, _, _ = cotangents
     # Sums of dy and dy * x, and one factor for each of them: the fewer operations an element takes,
     # the longer a processor keeps up with its memory.
-    doffset, dy_x = _sum(dy, scale.size), _sum(dy * x.astype(dy.dtype), scale.size)
+    products = jax.tree.map(lambda x, dy: dy * x.astype(dy.dtype), x, dy)
+    doffset, dy_x = _sum(dy, scale.size), _sum(products, scale.size)
     dscale = jax.lax.rsqrt(var + eps) * (dy_x - mean * doffset)
     dx = gradient_by_input(eps, kept, dy, dscale, doffset)
     return dx, dscale.astype(scale.dtype), doffset.astype(offset.dtype)
@@ -139,11 +156,11 @@ def _gradients(eps, kept, cotangents):
 
 def gradient_by_input(
     eps: float,
-    kept: tuple[jax.Array, ...],
-    dy: jax.Array,
+    kept: tuple[Arrays | jax.Array, ...],
+    dy: Arrays,
     dscale: jax.Array,
     doffset: jax.Array,
-) -> jax.Array:
+) -> Arrays:
     """That of `normalize`: Ioffe and Szegedy (2015), section 3, put together.
 
     Args:
@@ -154,13 +171,18 @@ def gradient_by_input(
         doffset: the gradient by offset.
     """
     x, scale, _, mean, var = kept
-    count = x.size // scale.size
+    count = _count(x, scale.size)
     inverse = jax.lax.rsqrt(var + eps)
     of_dy = scale * inverse
     of_x = of_dy * inverse * dscale / count
     of_1 = of_x * mean - of_dy * doffset / count
-    dx = _repeated(of_dy, x) * dy - _repeated(of_x, x) * x.astype(dy.dtype) + _repeated(of_1, x)
-    return dx.astype(x.dtype)
+
+    def of_one(x, dy):
+        wide = x.astype(dy.dtype)
+        dx = _repeated(of_dy, x) * dy - _repeated(of_x, x) * wide + _repeated(of_1, x)
+        return dx.astype(x.dtype)
+
+    return jax.tree.map(of_one, x, dy)
 
 
 normalize.defvjp(_keep_input, _gradients)

@@ -1,4 +1,4 @@
-"""Convolution and pooling of videos, in the forms that run fast."""
+"""Convolution of videos, in the forms that run fast."""
 
 from __future__ import annotations
 
@@ -13,9 +13,17 @@ from flax import nnx
 from common import target
 
 CONVOLUTIONS = ("joint", "folded")
+LANES = 128  # numbers side by side in a register of a TPU, of which it has eight rows
 
 Triple = tuple[int, int, int]  # of time, height and width
 Padding = tuple[tuple[int, int], ...]  # before and after, of each axis
+
+# Pixels at (even, even), (even, odd), (odd, even) and (odd, odd) rows and columns, each (..., H, W,
+# C) with half of either. The maximum over 3x3 pixels at stride 2 compares pixels of one array with
+# others, and its gradient lays pixels side by side: on a TPU that costs more than the convolution
+# before it. Of four arrays, which that convolution writes as well, it compares whole ones. What
+# works pixel by pixel takes them as the tree of arrays that they are.
+Phases = tuple[jax.Array, jax.Array, jax.Array, jax.Array]
 
 
 def same_padding(sizes: Sequence[int], size: Triple, stride: Triple) -> Padding:
@@ -27,101 +35,6 @@ def same_padding(sizes: Sequence[int], size: Triple, stride: Triple) -> Padding:
     return tuple((m // 2, m - m // 2) for m in missing)
 
 
-def max_pool(x_BTHWC: jax.Array, size: Triple, stride: Triple, pooling: str = "same") -> jax.Array:
-    """Takes the maximum over windows: (B, ceil(T / stride), ceil(H / stride), ...).
-
-    One axis after the other, by comparing strided slices: the gradient of XLA's window reduction
-    takes several times as long on a CPU. Of equal values one gets the gradient.
-
-    Args:
-        x_BTHWC: any values. The published network pads with zeros, this one with minus infinity;
-            the same for what follows a ReLU.
-        size: of the windows.
-        stride: between them.
-        pooling: "same" begins where TensorFlow does; "torch" as the published PyTorch code, which
-            pads (size - stride) // 2 before and so begins later where size 3 at stride 2 meets an
-            odd number.
-    """
-    for axis, (k, s) in enumerate(zip(size, stride, strict=True), start=1):
-        if k == s == 1:
-            continue
-        n = x_BTHWC.shape[axis]
-        missing = max((math.ceil(n / s) - 1) * s + k - n, 0)
-        before = missing // 2 if pooling == "same" else (k - s) // 2
-        x_BTHWC = _max_along(x_BTHWC, axis, k, s, (before, missing - before))
-    return x_BTHWC
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3, 4))
-def _max_along(x: jax.Array, axis: int, size: int, stride: int, padding: tuple[int, int]):
-    return _max_and_place(x, axis, size, stride, padding)[0]
-
-
-def _max_and_place(x, axis, size, stride, padding):
-    """Returns each window's maximum, and the place in the window where it lies, as int8."""
-    padded = _pad_axis(x, axis, padding, -jnp.inf)
-    last = (padded.shape[axis] - size) // stride * stride
-    taps = [jax.lax.slice_in_dim(padded, tap, tap + last + 1, stride, axis) for tap in range(size)]
-    return largest(*taps)
-
-
-def largest(*values: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Returns the largest at each place, and as int8 its number; of equal ones the first's."""
-    maximum, number = values[0], jnp.zeros(values[0].shape, jnp.int8)
-    for another, value in enumerate(values[1:], start=1):
-        number = jnp.where(maximum >= value, number, jnp.int8(another))
-        maximum = jnp.where(maximum >= value, maximum, value)
-    return maximum, number
-
-
-def _keep_place(x, axis, size, stride, padding):
-    maximum, place = _max_and_place(x, axis, size, stride, padding)
-    return maximum, (place, x.shape[axis])
-
-
-def _max_gradient(axis, size, stride, padding, kept, dy):
-    """Gathers for every value of x what the windows that took it have got.
-
-    The values at 0, stride, 2 stride, ... meet the same places of their windows, and so do those
-    one further on, and so on; in the end they are laid side by side.
-    """
-    place, n = kept
-    reach = (size - 1) // stride  # windows before its own that a value lies in
-    count = math.ceil(n / stride)
-    furthest = (padding[0] + stride - 1) // stride  # own window of the first values, at most
-    after = max(count + furthest - dy.shape[axis], 0)
-    dy = _pad_axis(dy, axis, (reach, after), 0)
-    place = _pad_axis(place, axis, (reach, after), -1)
-    if target.platform() != "tpu":
-        # Else XLA computes both anew, zeros and all, for each of the slices.
-        dy, place = jax.lax.optimization_barrier((dy, place))
-    offsets = []
-    for position in range(stride):
-        first, offset = divmod(position + padding[0], stride)
-        got = 0
-        for tap in range(offset, size, stride):
-            begin = reach + first - tap // stride
-            where, what = (
-                jax.lax.slice_in_dim(a, begin, begin + count, 1, axis) for a in (place, dy)
-            )
-            got = got + jnp.where(where == tap, what, 0)
-        offsets.append(got)
-    if stride == 1:
-        return (offsets[0],)
-    together = jnp.stack(offsets, axis + 1)
-    dx = together.reshape(*dy.shape[:axis], count * stride, *dy.shape[axis + 1 :])
-    return (jax.lax.slice_in_dim(dx, 0, n, 1, axis),)
-
-
-_max_along.defvjp(_keep_place, _max_gradient)
-
-
-def _pad_axis(x: jax.Array, axis: int, padding: tuple[int, int], value: float) -> jax.Array:
-    paddings = [(0, 0)] * x.ndim
-    paddings[axis] = padding
-    return jnp.pad(x, paddings, constant_values=value)
-
-
 def fills_registers() -> bool:
     """Whether clips fill the rows of a TPU's registers, so that five axes are better than four.
 
@@ -131,16 +44,18 @@ def fills_registers() -> bool:
     return target.platform() == "tpu" and target.share() > 0 and target.share() % 8 == 0
 
 
-def frame_by_frame(see: Callable[[jax.Array], jax.Array], x_BTHWC: jax.Array) -> jax.Array:
+def frame_by_frame(
+    see: Callable[[jax.Array | Phases], jax.Array], x_BTHWC: jax.Array | Phases
+) -> jax.Array:
     """Applies what sees every frame alone, such as pooling in space, to (B, T, H, W, C).
 
-    On TPUs all frames stand in a row, so that as many as there are fill the lanes, which few
-    channels would leave empty.
+    On TPUs all frames stand in a row where channels do not fill the lanes, which as many frames as
+    there are do.
     """
-    if target.platform() != "tpu":
+    batch, frames, *_, channels = jax.tree.leaves(x_BTHWC)[0].shape
+    if target.platform() != "tpu" or channels >= LANES:
         return see(x_BTHWC)
-    batch, frames, *rest = x_BTHWC.shape
-    y = see(x_BTHWC.reshape(batch * frames, 1, *rest))
+    y = see(jax.tree.map(lambda x: x.reshape(batch * frames, 1, *x.shape[2:]), x_BTHWC))
     return y.reshape(batch, frames, *y.shape[2:])
 
 
@@ -155,6 +70,33 @@ def convolve_joint(x: jax.Array, kernel: jax.Array, stride: Sequence[int], paddi
     spatial = "THW"[-len(stride) :]
     names = (f"N{spatial}C", f"{spatial}IO", f"N{spatial}C")
     return jax.lax.conv_general_dilated(x, kernel, stride, padding, dimension_numbers=names)
+
+
+def convolve_joint_apart(
+    x: jax.Array, kernel: jax.Array, stride: Sequence[int], padding: Padding
+) -> Phases:
+    """Does what `convolve_joint` does, whose result must have even sides."""
+    *times, down, right = stride
+    strides = (*times, 2 * down, 2 * right)
+    # Pixel 2 i + odd begins a stride further on than pixel 2 i.
+    rows, columns = (
+        [(before - step * odd, after - step * (1 - odd)) for odd in (0, 1)]
+        for step, (before, after) in zip((down, right), padding[-2:], strict=True)
+    )
+    return tuple(
+        convolve_joint(x, kernel, strides, (*padding[:-2], row, column))
+        for row in rows
+        for column in columns
+    )
+
+
+def whole(x: jax.Array | Phases) -> jax.Array:
+    """Lays phases side by side: (..., 2 H, 2 W, C); what is whole already stays as it is."""
+    if not isinstance(x, tuple):
+        return x
+    rows = [jnp.stack(pair, -2) for pair in (x[:2], x[2:])]
+    *lead, height, width, _, channels = rows[0].shape
+    return jnp.stack(rows, -4).reshape(*lead, 2 * height, 2 * width, channels)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
@@ -237,16 +179,26 @@ def _over_time(
     return y.reshape(batch, -1, height, width, y.shape[-1])
 
 
-def _over_space(
+def _frames_in_channels(
     x_BTHWC: jax.Array, kernel: jax.Array, stride: Triple, padding: Padding
-) -> jax.Array:
-    """Convolves images whose channels are those of the kernel's frames side by side."""
+) -> tuple[jax.Array, jax.Array]:
+    """Returns images (B, T', H, W, kt C) and a kernel (kh, kw, kt C, C') for them.
+
+    The channels of an image are those of the frames that the kernel sees, side by side.
+    """
     padded = jnp.pad(x_BTHWC, ((0, 0), padding[0], (0, 0), (0, 0), (0, 0)))
     out = (padded.shape[1] - len(kernel)) // stride[0] + 1
     last = (out - 1) * stride[0] + 1
     taps = [padded[:, tap : tap + last : stride[0]] for tap in range(len(kernel))]
     folded = kernel.transpose(1, 2, 0, 3, 4).reshape(*kernel.shape[1:3], -1, kernel.shape[-1])
-    seen = jnp.concatenate(taps, -1)
+    return jnp.concatenate(taps, -1), folded
+
+
+def _over_space(
+    x_BTHWC: jax.Array, kernel: jax.Array, stride: Triple, padding: Padding
+) -> jax.Array:
+    """Convolves images whose channels are those of the kernel's frames side by side."""
+    seen, folded = _frames_in_channels(x_BTHWC, kernel, stride, padding)
     if target.platform() == "cpu":
         return _convolve_images(seen, folded, stride[1:], padding[1:])
     y = convolve_joint(seen.reshape(-1, *seen.shape[2:]), folded, stride[1:], padding[1:])
@@ -263,14 +215,32 @@ def convolve(
     the kernel has only one. On a CPU, XLA runs those two to ten times as fast, and on a GPU they
     are faster too; on a TPU the one over space where there are few channels: frames in a row fill
     its lanes, and they do not.
+
+    One pixel of one frame is a matrix product, but not on TPUs, where XLA lays out in memory alike
+    what convolutions read and write.
     """
     size = kernel.shape[:3]
-    if size == stride == (1, 1, 1):
+    if size == stride == (1, 1, 1) and target.platform() != "tpu":
         return jnp.einsum("bthwc,cd->bthwd", x_BTHWC, kernel[0, 0, 0])
     if convolution == "joint":
         return convolve_joint(x_BTHWC, kernel, stride, padding)
     over = _over_time if size[1:] == stride[1:] == (1, 1) else _over_space
     return over(x_BTHWC, kernel, stride, padding)
+
+
+def convolve_apart(
+    x_BTHWC: jax.Array, kernel: jax.Array, stride: Triple, padding: Padding, convolution: str
+) -> Phases:
+    """Does what `convolve` does, whose result must have even sides; each (B, T', H', W', C').
+
+    Where the kernel sees one frame, all of them stand in a row.
+    """
+    if convolution == "joint" and len(kernel) > 1:
+        return convolve_joint_apart(x_BTHWC, kernel, stride, padding)
+    seen, folded = _frames_in_channels(x_BTHWC, kernel, stride, padding)
+    images = seen.reshape(-1, *seen.shape[2:])
+    phases = convolve_joint_apart(images, folded, stride[1:], padding[1:])
+    return tuple(y.reshape(*seen.shape[:2], *y.shape[1:]) for y in phases)
 
 
 _FEW = 4  # channels, as many as pixels have
@@ -305,9 +275,22 @@ class Conv3D(nnx.Module):
         shape = (*size, in_channels, out_channels)
         self.kernel = nnx.Param(kernel_init(rngs.params(), shape, jnp.float32))
 
-    def __call__(self, x_BTHWC: jax.Array) -> jax.Array:
-        """Maps (B, T, H, W, C) to (B, T', H', W', C') in the compute dtype."""
+    def __call__(self, x_BTHWC: jax.Array, apart: bool = False) -> jax.Array | Phases:
+        """Maps (B, T, H, W, C) to (B, T', H', W', C') in the compute dtype.
+
+        If `apart`, on TPUs to phases of it where its sides are even.
+        """
         x_BTHWC, kernel = promoted(self.dtype, x_BTHWC, self.kernel[...])
         padding = self.padding or same_padding(x_BTHWC.shape[1:4], kernel.shape[:3], self.stride)
         form = self.convolution or quickest_form(kernel.shape[3])
-        return convolve(x_BTHWC, kernel, self.stride, padding, form)
+        return self._convolve(x_BTHWC, kernel, self.stride, padding, form, apart)
+
+    def _convolve(self, x_BTHWC, kernel, stride, padding, form, apart):
+        sides = (
+            (n + sum(around) - k) // step + 1
+            for n, around, k, step in zip(
+                x_BTHWC.shape[2:4], padding[1:], kernel.shape[1:3], stride[1:], strict=True
+            )
+        )
+        apart = apart and target.platform() == "tpu" and all(side % 2 == 0 for side in sides)
+        return (convolve_apart if apart else convolve)(x_BTHWC, kernel, stride, padding, form)

@@ -14,11 +14,13 @@ from common.backbones.convolution_3d import (
     CONVOLUTIONS,
     Conv3D,
     Padding,
+    Phases,
     Triple,
     frame_by_frame,
-    max_pool,
+    whole,
 )
 from common.backbones.initializers import torch_linear
+from common.backbones.pooling import max_pool, max_pool_of_phases
 from common.backbones.resnet_blocks import spatial_mean
 from common.errors import UserError
 
@@ -86,10 +88,12 @@ class ConvUnit(nnx.Module):
             [BatchNorm(out_channels, statistics="torch", dtype=dtype) for _ in convs]
         )
 
-    def __call__(self, x_BTHWC: jax.Array) -> jax.Array:
-        """Maps (B, T, H, W, C) to (B, T', H', W', C')."""
+    def __call__(self, x_BTHWC: jax.Array, apart: bool = False) -> jax.Array | Phases:
+        """Maps (B, T, H, W, C) to (B, T', H', W', C'), to phases if `apart` as `Conv3D` does."""
         for conv, norm in zip(self.convs, self.norms, strict=True):
-            x_BTHWC = nnx.relu(norm(conv(x_BTHWC)))
+            x_BTHWC = jax.tree.map(functools.partial(conv, apart=apart), x_BTHWC)
+            x_BTHWC = jax.tree.map(nnx.relu, norm(x_BTHWC))
+            apart = False  # what is so stays so
         return x_BTHWC
 
 
@@ -99,10 +103,11 @@ class SelfGate(nnx.Module):
     def __init__(self, channels: int, *, rngs: nnx.Rngs):
         self.dense = torch_linear(channels, channels, rngs=rngs)
 
-    def __call__(self, x_BTHWC: jax.Array) -> jax.Array:
+    def __call__(self, x_BTHWC: jax.Array | Phases) -> jax.Array | Phases:
         """Returns x_BTHWC times a factor in (0, 1) per clip and channel."""
-        gate_BC = nnx.sigmoid(self.dense(spatial_mean(x_BTHWC)))
-        return x_BTHWC * gate_BC[:, None, None, None].astype(x_BTHWC.dtype)
+        means = [spatial_mean(x) for x in jax.tree.leaves(x_BTHWC)]  # of equally many pixels
+        gate_BC = nnx.sigmoid(self.dense(sum(means) / len(means)))
+        return jax.tree.map(lambda x: x * gate_BC[:, None, None, None].astype(x.dtype), x_BTHWC)
 
 
 class InceptionBlock(nnx.Module):
@@ -196,29 +201,40 @@ class InceptionV1(nnx.Module):
         self.blocks = nnx.Dict(blocks)
         self.num_features = channels
 
-    def _stem(self, video_BTHWC: jax.Array) -> jax.Array:
-        return self._run(self.conv1, video_BTHWC)
+    def _stem(self, video_BTHWC: jax.Array) -> jax.Array | Phases:
+        return self._run(self.conv1, video_BTHWC, apart=True)
 
-    def _run(self, block: Callable[..., jax.Array], x_BTHWC: jax.Array) -> jax.Array:
+    def _run(
+        self, block: Callable, x_BTHWC: jax.Array | Phases, **options: bool
+    ) -> jax.Array | Phases:
         if self.remat:
-            return nnx.remat(lambda block, x: block(x))(block, x_BTHWC)
-        return block(x_BTHWC)
+            return nnx.remat(lambda block, x: block(x, **options))(block, x_BTHWC)
+        return block(x_BTHWC, **options)
 
     def endpoints(self, video_BTHWC: jax.Array) -> dict[str, jax.Array]:
         """Feature maps (B, t, h, w, C) in order: "conv1", "maxpool_2a", ..., "mixed_5c"."""
         x = self._stem(video_BTHWC)
-        found = {"conv1": x}
+        found = {"conv1": whole(x)}
         stages = {"conv_2b": self.conv_2b, "conv_2c": self.conv_2c}
         if self.gating is not None:
             stages["gating"] = self.gating
         for name, stage in (stages | dict(self.blocks)).items():
             if name in POOLS:
                 pool, size, stride = POOLS[name]
-                narrow = functools.partial(max_pool, size=size, stride=stride, pooling=self.pooling)
-                x = found[pool] = frame_by_frame(narrow, x) if size[0] == 1 else narrow(x)
-            run = functools.partial(self._run, stage)
-            x = found[name] = frame_by_frame(run, x) if name == "conv_2b" else run(x)
+                x = found[pool] = self._narrow(x, size, stride)
+            options = {"apart": True} if name == "conv_2c" else {}
+            run = functools.partial(self._run, stage, **options)
+            x = frame_by_frame(run, x) if name == "conv_2b" else run(x)
+            found[name] = whole(x)
         return found
+
+    def _narrow(self, x_BTHWC: jax.Array | Phases, size: Triple, stride: Triple) -> jax.Array:
+        def pool(x):
+            if isinstance(x, tuple):
+                return max_pool_of_phases(*x)
+            return max_pool(x, size, stride, self.pooling)
+
+        return frame_by_frame(pool, x_BTHWC) if size[0] == 1 else pool(x_BTHWC)
 
     def __call__(self, video_BTHWC: jax.Array) -> jax.Array:
         """Embeds videos (B, T, H, W, 3) with values in [0, 1] as (B, 1024), at least float32."""

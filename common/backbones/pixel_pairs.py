@@ -16,12 +16,12 @@ import numpy as np
 
 from common.backbones import convolution_3d
 
-_LANES = 128
-
 
 def fill(width: int, channels: int) -> bool:
     """Whether rows of so many pixels can be pairs, and so many channels leave room for two."""
-    return convolution_3d.fills_registers() and width % 2 == 0 and 2 * channels <= _LANES
+    return (
+        convolution_3d.fills_registers() and width % 2 == 0 and 2 * channels <= convolution_3d.LANES
+    )
 
 
 def joined(x: jax.Array) -> jax.Array:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from common import target
-from common.backbones.convolution_3d import Conv3D, convolve, promoted, same_padding
+from common.backbones.convolution_3d import Conv3D, Phases, promoted, same_padding
 from common.backbones.inception import ConvUnit, InceptionV1, chosen
 from common.errors import UserError
 
@@ -32,11 +32,11 @@ def space_to_depth(video_BTHWC: jax.Array) -> jax.Array:
 class BlockConv(Conv3D):
     """A convolution over what `space_to_depth` makes of a video, given the video."""
 
-    def __call__(self, video_BTHWC: jax.Array) -> jax.Array:
+    def __call__(self, video_BTHWC: jax.Array, apart: bool = False) -> jax.Array | Phases:
         """Maps (B, T, H, W, C) to (B, T / 2, H / 2, W / 2, C') in the compute dtype.
 
-        On TPUs the blocks are not made, which takes longer there than the convolution: at stride 2
-        the same weights see the same pixels.
+        If `apart`, to phases of it as `Conv3D`. On TPUs the blocks are not made, which takes longer
+        there than the convolution: at stride 2 the same weights see the same pixels.
 
         Raises:
             UserError: T, H or W is odd.
@@ -52,7 +52,7 @@ class BlockConv(Conv3D):
         pixels = pixels.transpose(0, 3, 1, 4, 2, 5, 6, 7)
         pixels = pixels.reshape(*(2 * n for n in size), channels // 8, out_channels)
         padding = tuple((2 * before, 2 * after) for before, after in padding)
-        return convolve(video_BTHWC, pixels, (2, 2, 2), padding, "folded")
+        return self._convolve(video_BTHWC, pixels, (2, 2, 2), padding, "folded", apart)
 
 
 def _check_even(video_BTHWC: jax.Array) -> None:
@@ -77,7 +77,7 @@ class S3D(InceptionV1):
             PyTorch code computes one plane, row and column more and drops them after the norm, so
             that its batch statistics include them; DeepMind's original has none of that.
         pooling: "same" as the original, "torch" as the published PyTorch code; they differ where a
-            pool meets an odd number of frames, rows or columns, see `convolution_3d.max_pool`.
+            pool meets an odd number of frames, rows or columns, see `pooling.max_pool`.
         convolution: "joint" or "folded", the same numbers at another speed, see
             `convolution_3d.convolve`; None takes what is quicker on the machine.
         initializer: of convolutions, "uniform" (PyTorch's default) or "kaiming_normal".
@@ -117,6 +117,7 @@ class S3D(InceptionV1):
         padding = None if self.stem == "space_to_depth" else ((1, 1), (2, 2), (2, 2))
         return unit(24, 64, (2, 4, 4), padding=padding, kind=BlockConv)
 
-    def _stem(self, video_BTHWC: jax.Array) -> jax.Array:
-        x = self._run(self.conv1, video_BTHWC)
-        return x[:, 1:, 1:, 1:] if self.stem == "space_to_depth_torch" else x
+    def _stem(self, video_BTHWC: jax.Array) -> jax.Array | Phases:
+        if self.stem != "space_to_depth_torch":
+            return super()._stem(video_BTHWC)
+        return self._run(self.conv1, video_BTHWC)[:, 1:, 1:, 1:]

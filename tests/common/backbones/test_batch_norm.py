@@ -129,3 +129,25 @@ def test_gradients_are_those_jax_derives_from_the_definition(dtype):
         assert found.dtype == wanted.dtype
         found, wanted = (leaf.astype(jnp.float32) for leaf in (found, wanted))
         np.testing.assert_allclose(found, wanted, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.slow
+def test_several_arrays_are_normalised_as_the_one_that_they_make_together():
+    parts = [jnp.asarray(batch) for batch in _batches(6, 3, shape=(4, 2, 3))]
+
+    def results(x, together):
+        norm = BatchNorm(3)
+        norm.scale[...] = jnp.array([1.0, -2.0, 0.5])
+        graph, (params, rest) = nnx.graphdef(norm), state.split(norm)
+
+        def loss(x, params):
+            norm = state.merge(graph, params, rest)
+            return jnp.sin(together(norm(x))).sum(), state.split(norm)[1]
+
+        (value, rest), (dx, dparams) = jax.value_and_grad(loss, (0, 1), has_aux=True)(x, params)
+        return jax.tree.leaves((value, rest, together(dx), dparams))
+
+    one = results(jnp.concatenate(parts), lambda x: x)
+    several = results(tuple(parts), jnp.concatenate)
+    for found, wanted in zip(several, one, strict=True):
+        np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-5)

@@ -1,22 +1,20 @@
-"""The forms of convolution and pooling against the plain ones, and against the published pools."""
+"""The forms of convolution against the plain ones."""
 
 from __future__ import annotations
 
 import functools
-import math
 
 import golden_rules
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from common import flops, target
 from common.backbones import convolution_3d
-from common.backbones.convolution_3d import convolve, max_pool, same_padding
+from common.backbones.convolution_3d import convolve, convolve_apart, same_padding, whole
 
 PACK = golden_rules.Pack("mil_nce")
 
@@ -121,56 +119,18 @@ def test_same_padding_is_xlas(n, size, stride):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", [f"pool_{number}" for number in range(5)])
-def test_torch_pools_are_the_published_ones(case):
-    options = PACK.case(case)["options"]
-    x = jnp.asarray(PACK.inputs(case)["x"])
-    pooled = max_pool(x, options["kernel"], options["stride"], "torch")
-    np.testing.assert_array_equal(pooled, PACK.stored(case)["out"])
-
-
-_POOLS = [((1, 3, 3), (1, 2, 2)), ((3, 3, 3), (2, 2, 2)), ((2, 2, 2), (2, 2, 2))]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("size", [(3, 3, 3), (5, 6, 9), (1, 1, 2)], ids=str)
-@pytest.mark.parametrize(("window", "stride"), [*_POOLS, ((3, 3, 3), (1, 1, 1))], ids=str)
-def test_same_pools_and_their_gradients_are_those_of_the_window_reduction(window, stride, size):
-    x = jax.random.normal(jax.random.key(0), (2, *size, 3))
-
-    def value_and_gradient(pool):
-        y, backward = jax.vjp(pool, x)
-        return y, *backward(jnp.cos(y))
-
-    both = (
-        jax.jit(value_and_gradient, static_argnums=0)(pool)
-        for pool in (
-            lambda x: max_pool(x, window, stride),
-            lambda x: nnx.max_pool(x, window, strides=stride, padding="SAME"),
+@pytest.mark.parametrize("form", ["folded", "joint"])
+@pytest.mark.parametrize("name", ["plain_stem", "i3d_stem", "full", "space", "point_at_stride"])
+def test_a_convolution_apart_has_even_and_odd_pixels_of_the_whole_one(name, form):
+    size, stride, padding = _KERNELS[name]
+    sizes = (5, 4 * stride[1], 6 * stride[2])
+    padding = padding or same_padding(sizes, size, stride)
+    with golden_rules.x64():
+        x = jax.random.normal(jax.random.key(0), (2, *sizes, 3), jnp.float64)
+        kernel = jax.random.normal(jax.random.key(1), (*size, 3, 4), jnp.float64)
+        given = (stride, padding, form)
+        y, *phases = jax.jit(lambda *of: (convolve(*of, *given), *convolve_apart(*of, *given)))(
+            x, kernel
         )
-    )
-    for ours, wanted in zip(*both, strict=True):
-        np.testing.assert_allclose(ours, wanted, rtol=1e-6)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("window", "stride"), _POOLS, ids=str)
-def test_both_poolings_agree_at_even_sizes(window, stride):
-    x = jax.random.normal(jax.random.key(0), (1, 4, 14, 6, 2))
-    both = [max_pool(x, window, stride, pooling) for pooling in ("same", "torch")]
-    np.testing.assert_array_equal(*both)
-
-
-@pytest.mark.parametrize("pooling", ["same", "torch"])
-@pytest.mark.parametrize(("window", "stride"), _POOLS, ids=str)
-def test_of_equal_values_in_a_window_one_gets_the_gradient(window, stride, pooling):
-    @jax.jit
-    def gradient(x):
-        return jax.grad(lambda x: max_pool(x, window, stride, pooling).sum())(x)
-
-    for seed in range(10):
-        x = np.random.default_rng(seed).integers(0, 3, (1, 5, 6, 7, 2)).astype(np.float32)
-        dx = np.asarray(gradient(x))
-        windows = math.prod(math.ceil(n / s) for n, s in zip((5, 6, 7), stride, strict=True))
-        assert dx.sum() == 2 * windows
-        assert np.array_equal(dx, np.round(dx)) and dx.min() >= 0
+        np.testing.assert_allclose(phases[0], y[:, :, ::2, ::2], rtol=1e-10, atol=1e-10)
+        np.testing.assert_allclose(whole(tuple(phases)), y, rtol=1e-10, atol=1e-10)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from common import target
 from common.backbones import inception
 from common.backbones.i3d import I3D
 
@@ -57,3 +58,19 @@ def test_both_forms_of_convolution_embed_alike(monkeypatch):
     for embedding in embeddings[1:]:
         assert embedding.shape == (2, 32)
         np.testing.assert_allclose(embedding, embeddings[0], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("size", [(6, 16, 24), (5, 14, 18)], ids=["pooled apart", "whole"])
+def test_the_forms_for_tpus_embed_alike(size, monkeypatch):
+    monkeypatch.setattr(
+        inception, "BLOCKS", dict.fromkeys(("mixed_3b", "mixed_5c"), (8, 4, 8, 4, 8, 8))
+    )
+    video = jax.random.uniform(jax.random.key(0), (2, *size, 3))
+    graphdef, variables = nnx.split(I3D(rngs=nnx.Rngs(0)))
+    embeddings = []
+    for platform in ("cpu", "tpu"):
+        with target.described(platform), target.sharing(8):
+            embed = jax.jit(lambda variables, x: nnx.merge(graphdef, variables)(x))
+            embeddings.append(embed(variables, video))
+    np.testing.assert_allclose(*embeddings, rtol=1e-4, atol=1e-5)

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from common import state, target
 from common.backbones.audio_resnet import AudioResNet
 from common.backbones.initializers import truncated_fan_in
-from common.backbones.resnet_stem import max_pool, max_pool_of_phases
+from common.backbones.resnet_stem import max_pool
 from common.backbones.tsm_resnet import TSMResNet, still_shift, temporal_shift
 
 PACK = golden_rules.Pack("brave")
@@ -87,13 +87,6 @@ def test_the_forms_for_tpus_compute_the_same(build, shape, size):
             for value in there:
                 # Parameters are float32, so gradients are rounded to float32 at the end.
                 np.testing.assert_allclose(value, here, rtol=1e-6, atol=1e-6)
-
-
-def test_of_equal_pixels_the_pooling_of_phases_gives_the_gradient_to_one():
-    phases = [jnp.ones((1, 4, 4, 2))] * 4
-    gradients = jax.grad(lambda *phases: max_pool_of_phases(*phases).sum(), (0, 1, 2, 3))(*phases)
-    assert sorted(set(np.unique(jnp.stack(gradients)))) == [0, 1]
-    assert sum(gradient.sum() for gradient in gradients) == 4 * 4 * 2
 
 
 def test_kernels_start_as_an_uncorrected_truncated_normal():

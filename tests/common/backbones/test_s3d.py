@@ -29,6 +29,7 @@ _NARROW = {
     "mixed_5c": (4, 4, 8, 4, 4, 4),
 }
 _ONE = {"mixed_5c": _NARROW["mixed_5c"]}
+_POOLED = {name: _NARROW[name] for name in ("mixed_3b", "mixed_5c")}  # twice in space alone
 
 
 @functools.cache
@@ -283,12 +284,14 @@ def test_an_unknown_option_is_refused_with_those_there_are(option, value):
     ("stem", "size"),
     [
         ("plain", (6, 16, 18)),
+        ("plain", (6, 16, 24)),  # whose two pools in space meet even sides
         ("space_to_depth", (6, 16, 20)),
+        ("space_to_depth", (6, 16, 24)),
         ("space_to_depth_torch", (6, 16, 20)),
     ],
 )
 def test_the_forms_for_tpus_compute_the_same(stem, size, monkeypatch):
-    model = _narrow(monkeypatch, _ONE, stem=stem)
+    model = _narrow(monkeypatch, _POOLED, stem=stem)
     model.train()
     params, rest = state.split(model)
     graphdef = nnx.graphdef(model)
