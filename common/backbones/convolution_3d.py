@@ -216,11 +216,11 @@ def convolve(
     are faster too; on a TPU the one over space where there are few channels: frames in a row fill
     its lanes, and they do not.
 
-    One pixel of one frame is a matrix product, but not on TPUs, where XLA lays out in memory alike
-    what convolutions read and write.
+    One pixel of one frame is a matrix product, but not where clips fill a TPU's registers: XLA lays
+    out in memory alike what convolutions read and write, products otherwise.
     """
     size = kernel.shape[:3]
-    if size == stride == (1, 1, 1) and target.platform() != "tpu":
+    if size == stride == (1, 1, 1) and not fills_registers():
         return jnp.einsum("bthwc,cd->bthwd", x_BTHWC, kernel[0, 0, 0])
     if convolution == "joint":
         return convolve_joint(x_BTHWC, kernel, stride, padding)

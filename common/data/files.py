@@ -6,6 +6,7 @@ Local paths go without TensorFlow: importing it costs seconds that small tools d
 from __future__ import annotations
 
 import functools
+import glob
 import os
 import pathlib
 import sys
@@ -77,12 +78,17 @@ def kept_open(path: str, reader: int) -> File:
 
 
 def write_whole(path: str, data: bytes) -> None:
-    """Writes a file so that it is there either whole or not at all."""
+    """Writes a file so that it is there either whole or not at all.
+
+    A process that is killed meanwhile leaves what `left_by_killed` finds.
+    """
     if is_remote(path):
         with gfile(path).GFile(path, "wb") as file:  # object stores show a file only when whole
             file.write(data)
         return
-    handle, temporary = tempfile.mkstemp(dir=os.path.dirname(path) or ".", suffix=".tmp")
+    folder, name = os.path.split(path)
+    # Several processes may write the same file, each its own one first.
+    handle, temporary = tempfile.mkstemp(".tmp", f".{name}.", folder or ".")
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(data)
@@ -91,6 +97,12 @@ def write_whole(path: str, data: bytes) -> None:
     except BaseException:
         os.unlink(temporary)
         raise
+
+
+def left_by_killed(path: str | os.PathLike) -> list[pathlib.Path]:
+    """Returns what `write_whole` of this local file has begun and not finished."""
+    path = pathlib.Path(path)
+    return sorted(path.parent.glob(f".{glob.escape(path.name)}.*.tmp"))
 
 
 def is_remote(path: str) -> bool:
@@ -122,8 +134,6 @@ class _LocalFiles:
 
     @staticmethod
     def glob(pattern: str) -> list[str]:
-        import glob
-
         return glob.glob(pattern, recursive=True)
 
 

@@ -22,7 +22,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from common import locks
-from common.data import convert, shards, tables
+from common.data import convert, files, shards, tables
 from common.errors import UserError
 
 _FORMAT = 1  # of what is under .ingest
@@ -172,6 +172,8 @@ class ShardWriter:
         partial_index = f"{self._partial}{shards.INDEX_SUFFIX}"
         os.replace(partial_index, f"{self._path}{shards.INDEX_SUFFIX}")
         os.replace(self._partial, self._path)
+        for leftover in files.left_by_killed(partial_index):
+            leftover.unlink()
         _sync_folder(self._path.parent)
         _sync_folder(self._journal_path.parent)
 

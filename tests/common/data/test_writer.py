@@ -1,6 +1,9 @@
 """A partial shard cut off anywhere goes on to the very same bytes."""
 
 import json
+import pathlib
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -10,6 +13,7 @@ from hypothesis import strategies as st
 from common.data import convert, shards, tables, writer
 from common.errors import UserError
 
+ROOT = pathlib.Path(__file__).parents[3]
 ITEMS = [tables.Item(str(number), f"/{number}.mp4", f"{number}.mp4") for number in range(6)]
 
 
@@ -58,6 +62,37 @@ def test_cut_off_anywhere_it_ends_the_same(tmp_path_factory, done, cut_shard, cu
     entries = writer.journal_entries(folder)["train"]
     assert [entry["item"] for entry in entries] == list(range(6))
     assert shards.stored_index(again.shard_path(0)) is not None
+
+
+_KILLED_AT_THE_INDEX = """
+import os, pathlib, sys
+from common.data import shards, writer
+replace = os.replace
+
+def killed(old, new):
+    if str(new).endswith(shards.INDEX_SUFFIX):
+        os._exit(9)
+    replace(old, new)
+
+os.replace = killed
+writer.ShardWriter(*map(pathlib.Path, sys.argv[1:])).finish()
+"""
+
+
+def test_what_a_kill_leaves_of_an_index_goes_with_the_next_run(tmp_path):
+    output = begin(tmp_path)
+    shard_writer = output.open_shard(0)
+    for task in output.tasks(0):
+        shard_writer.add(task, outcome(task))
+    shard_writer.close()
+    arguments = (output.shard_path(0), output._journal(0))
+    killed = subprocess.run([sys.executable, "-c", _KILLED_AT_THE_INDEX, *arguments], cwd=ROOT)
+    assert killed.returncode == 9
+    assert len(list((tmp_path / "train").iterdir())) == 2  # the shard, and the index begun
+    finish(begin(tmp_path))
+    shard = output.shard_path(0).name
+    names = {path.name for path in (tmp_path / "train").iterdir()}
+    assert names == {shard, f"{shard}{shards.INDEX_SUFFIX}"}
 
 
 def test_what_is_done_is_not_done_again(tmp_path):
