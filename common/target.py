@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import jax
 
 NONE = "none"  # described where a program will not run, and every part has its plainest form
+ROWS, LANES = 8, 128  # of numbers in a register of a TPU
 
 _described: contextvars.ContextVar[str | None] = contextvars.ContextVar("described", default=None)
 _share: contextvars.ContextVar[int] = contextvars.ContextVar("share", default=0)

@@ -13,7 +13,6 @@ from flax import nnx
 from common import target
 
 CONVOLUTIONS = ("joint", "folded")
-LANES = 128  # numbers side by side in a register of a TPU, of which it has eight rows
 
 Triple = tuple[int, int, int]  # of time, height and width
 Padding = tuple[tuple[int, int], ...]  # before and after, of each axis
@@ -53,7 +52,7 @@ def frame_by_frame(
     there are do.
     """
     batch, frames, *_, channels = jax.tree.leaves(x_BTHWC)[0].shape
-    if target.platform() != "tpu" or channels >= LANES:
+    if target.platform() != "tpu" or channels >= target.LANES:
         return see(x_BTHWC)
     y = see(jax.tree.map(lambda x: x.reshape(batch * frames, 1, *x.shape[2:]), x_BTHWC))
     return y.reshape(batch, frames, *y.shape[2:])

@@ -16,9 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from common.backbones.products import dot
-
-_ROWS = 8  # of a register
-_LANES = 128
+from common.target import LANES, ROWS
 
 
 def from_tokens(x_BMD: jax.Array, frames: int) -> jax.Array:
@@ -27,14 +25,14 @@ def from_tokens(x_BMD: jax.Array, frames: int) -> jax.Array:
     patches_BFND = x_BMD[:, 1:].reshape(batch, frames, -1, width)
     class_BF1D = jnp.broadcast_to(x_BMD[:, None, :1], (batch, frames, 1, width))
     x_BFND = jnp.concatenate([patches_BFND, class_BF1D], 2)
-    missing = -x_BFND.shape[2] % _ROWS
+    missing = -x_BFND.shape[2] % ROWS
     x_BFND = jnp.pad(x_BFND, ((0, 0), (0, 0), (0, missing), (0, 0)))
-    return x_BFND.reshape(batch, frames, -1, _ROWS, width)
+    return x_BFND.reshape(batch, frames, -1, ROWS, width)
 
 
 def class_token(x_BFGSD: jax.Array, patches: int) -> jax.Array:
     """The class token of tokens with so many patches a frame: (B, 1, D)."""
-    return x_BFGSD[:, :1, patches // _ROWS, patches % _ROWS]
+    return x_BFGSD[:, :1, patches // ROWS, patches % ROWS]
 
 
 class Heads:
@@ -42,7 +40,7 @@ class Heads:
 
     def __init__(self, heads: int, width: int):
         self.size = width // heads
-        together = max(_LANES // self.size, 1)
+        together = max(LANES // self.size, 1)
         self.together = together if heads % together == 0 else 1
         self.groups = heads // self.together
         self.lanes = self.together * self.size
@@ -78,7 +76,7 @@ def space_attention(
         patches: of a frame.
     """
     q, k, v = (heads.split(x, _SPACE) for x in (q_BFGSD, k_BFGSD, v_BFGSD))
-    tokens = q.shape[3] * _ROWS
+    tokens = q.shape[3] * ROWS
     q_BFPRL, k_BFPQL, v_BFPQL = (x.reshape(*x.shape[:3], tokens, heads.lanes) for x in (q, k, v))
     q_BFPJRL = jnp.moveaxis(heads.alone(q_BFPRL), -2, -3)
     y_BFPJRL = _attend(q_BFPJRL, k_BFPQL, v_BFPQL, jnp.arange(tokens) <= patches)
@@ -136,16 +134,16 @@ def time_attention(
         real_BF: which frames are there; None: all are.
     """
     q, k, v = (heads.split(x, _TIME) for x in (q_BFGSD, k_BFGSD, v_BFGSD))
-    rows = q.shape[3] * _ROWS
+    rows = q.shape[3] * ROWS
     q_BPGRL, k_BPGQL, v_BPGQL = (x.reshape(*x.shape[:3], rows, heads.lanes) for x in (q, k, v))
     k_BPGJQL, v_BPGJQL = (jnp.moveaxis(heads.alone(x), -2, -3) for x in (k_BPGQL, v_BPGQL))
     own_k_BPJL, own_v_BPJL = (
-        heads.alone(x[:, :, patches // _ROWS, 0, patches % _ROWS]) for x in (k, v)
+        heads.alone(x[:, :, patches // ROWS, 0, patches % ROWS]) for x in (k, v)
     )
-    position = jnp.arange(rows) % _ROWS
+    position = jnp.arange(rows) % ROWS
     sees = (position[:, None] == position)[:, None]  # R, J, Q
     if real_BF is not None:
-        real_BQ = jnp.repeat(real_BF, _ROWS, 1)
+        real_BQ = jnp.repeat(real_BF, ROWS, 1)
         sees = sees & real_BQ[:, None, None, None, None]
     seen = jnp.where(sees, dot("bpgrl,bpgjql->bpgrjq", q_BPGRL, k_BPGJQL), -jnp.inf)
     own = dot("bpgrl,bpjl->bpgrj", q_BPGRL, own_k_BPJL)
@@ -178,7 +176,7 @@ def class_attention(
     k, v = (heads.split(x, _SPACE) for x in (k_BFGSD, v_BFGSD))
     q_BPJL = heads.alone(q_B1D.reshape(len(q_B1D), heads.groups, heads.lanes))
     frames, groups = k.shape[1], k.shape[3]
-    position = jnp.arange(groups * _ROWS).reshape(groups, _ROWS)
+    position = jnp.arange(groups * ROWS).reshape(groups, ROWS)
     first = jnp.arange(frames)[:, None, None] == 0
     sees = (position < patches) | ((position == patches) & first)  # F, G, S
     if real_BF is not None:
@@ -196,5 +194,5 @@ def class_attention(
 def with_class_token(y_BFGSD: jax.Array, class_B1D: jax.Array, patches: int) -> jax.Array:
     """Puts a class token into every frame."""
     groups = y_BFGSD.shape[2]
-    position = jnp.arange(groups * _ROWS).reshape(groups, _ROWS, 1)
+    position = jnp.arange(groups * ROWS).reshape(groups, ROWS, 1)
     return jnp.where(position == patches, class_B1D[:, :, None, None], y_BFGSD)

@@ -14,14 +14,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from common import target
 from common.backbones import convolution_3d
 
 
 def fill(width: int, channels: int) -> bool:
     """Whether rows of so many pixels can be pairs, and so many channels leave room for two."""
-    return (
-        convolution_3d.fills_registers() and width % 2 == 0 and 2 * channels <= convolution_3d.LANES
-    )
+    return convolution_3d.fills_registers() and width % 2 == 0 and 2 * channels <= target.LANES
 
 
 def joined(x: jax.Array) -> jax.Array:
