@@ -15,7 +15,8 @@ def largest(
 
     They lie a `unit`, or a sixteenth of the first, apart. Memory grows about linearly with the
     batch, so most trials are where a line says; every third halves what is left, so that the search
-    ends soon where it does not.
+    ends soon where it does not. Near the limit compilers spend time to save memory, and a line says
+    that nothing more fits: then trials go on in steps that double, and halve what is left.
 
     Args:
         used: whether a batch fits, and the bytes that it needs.
@@ -27,7 +28,7 @@ def largest(
     Returns:
         (0, unit) if not even one unit fits.
     """
-    low, high, trials = 0, None, 0
+    low, high, trials, beyond = 0, None, 0, 0
     batch = max(first // unit, 1)  # all counts here are of units
     while True:
         fits, needed = used(batch * unit)
@@ -38,7 +39,10 @@ def largest(
             return low * unit, high * unit
         ratio = (capacity - fixed) / max(needed - fixed, 1.0)
         guess = int(batch * min(ratio, _LEAP))
-        if high is not None and trials % 3 == 0:
-            guess = (low + high) // 2
-        batch = max(guess, low + step)
-        batch = batch if high is None else max(min(batch, high - step), low + 1)
+        if high is None:
+            beyond += guess < low + step
+            batch = max(guess, low + step * 2 ** max(beyond - 1, 0))
+        else:
+            if beyond or trials % 3 == 0:
+                guess = (low + high) // 2
+            batch = max(min(max(guess, low + step), high - step), low + 1)

@@ -33,5 +33,14 @@ def test_where_memory_grows_by_a_line_five_compilations_are_enough():
     assert len(tried) <= 5
 
 
+def test_a_compiler_that_saves_memory_near_the_limit_takes_few_compilations():
+    def needs(batch):
+        return min(4e8 * batch, 15.9e9) if batch <= 50 else 17e9
+
+    (fits, too_large), tried = search(needs, 1, 8, 16e9)
+    assert fits <= 50 < too_large
+    assert len(tried) <= 7
+
+
 def test_no_batch_fits_where_the_parameters_do_not():
     assert search(lambda b: 20 + b, 4, 8, 10, fixed=20)[0] == (0, 4)
