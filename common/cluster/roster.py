@@ -164,7 +164,9 @@ class Roster(threading.Thread):
     def _gather(self, clock: float) -> None:
         gone = [member for member in self._members.values() if member.channel.closed]
         if gone:
-            self._end(f"{gone[0]} left before all had come.")
+            ended = gone[0].ended
+            how = ended["words"] if ended and ended["failed"] else "left before all had come."
+            self._end(f"{gone[0]} {how}")
         elif len(self._members) == self._count:
             self._begun = True
             for member in self._members.values():

@@ -119,6 +119,16 @@ def test_who_does_not_come_is_named(tmp_path):
     assert "process 0 on" in said[1] and "process 3 on" in said[1]
 
 
+def test_who_is_killed_before_all_have_come_is_named(tmp_path):
+    killed = {1: ['kill_at="waiting for the other processes"']}
+    present = start(tmp_path / "run", 3, only=killed)
+    present[2].kill()
+    present[2].wait()
+    statuses, said = ends(present[:2], within=120)
+    assert statuses == [LOST, KILLED], said
+    assert "stops: process 1 on " in said[0] and "was ended by SIGKILL" in said[0]
+
+
 def test_without_the_first_process_nobody_waits_for_ever(tmp_path):
     present = start(tmp_path / "run", 2, "hosts.join_timeout=3.0")
     present[0].kill()
