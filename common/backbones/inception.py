@@ -222,6 +222,7 @@ class InceptionV1(nnx.Module):
             if name in POOLS:
                 pool, size, stride = POOLS[name]
                 x = found[pool] = self._narrow(x, size, stride)
+            # As after the stem, a pool in space comes next, if behind a gate.
             options = {"apart": True} if name == "conv_2c" else {}
             run = functools.partial(self._run, stage, **options)
             x = frame_by_frame(run, x) if name == "conv_2b" else run(x)

@@ -115,8 +115,8 @@ def max_pool_of_phases(
     """Takes the maximum of 3x3 pixels at stride 2 of phases (..., H, W, C): (..., H, W, C).
 
     Windows begin at the even rows and columns; beyond the last ones lies minus infinity. Of equal
-    values one gets the gradient. That gathers, as that of `max_pool`; the compiler
-    for TPUs does not even estimate what the scattering one of XLA's window reduction takes.
+    values one gets the gradient. That gathers, as that of `max_pool`; the compiler for TPUs does
+    not even estimate what the scattering one of XLA's window reduction takes.
     """
     return _max_and_row_and_column(even_even, even_odd, odd_even, odd_odd)[0]
 
@@ -138,10 +138,8 @@ def _neighbour(x: jax.Array, axis: int, distance: int, beyond: float) -> jax.Arr
     """Returns at each place what lies one place further on (1) or before it (-1), or here (0)."""
     if distance == 0:
         return x
-    paddings = [(0, 0)] * x.ndim
-    paddings[axis] = (0, 1) if distance > 0 else (1, 0)
+    padded = _pad_axis(x, axis, (0, 1) if distance > 0 else (1, 0), beyond)
     start = max(distance, 0)
-    padded = jnp.pad(x, paddings, constant_values=beyond)
     return jax.lax.slice_in_dim(padded, start, start + x.shape[axis], 1, axis)
 
 
