@@ -25,7 +25,7 @@ Padding = tuple[tuple[int, int], ...]  # before and after, of each axis
 Phases = tuple[jax.Array, jax.Array, jax.Array, jax.Array]
 
 
-def same_padding(sizes: Sequence[int], size: Triple, stride: Triple) -> Padding:
+def same_padding(sizes: Sequence[int], size: Sequence[int], stride: Sequence[int]) -> Padding:
     """TensorFlow's "SAME": ceil(n / stride) windows, an odd zero at the end."""
     missing = [
         max((math.ceil(n / s) - 1) * s + k - n, 0)

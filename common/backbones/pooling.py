@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from common import target
-from common.backbones.convolution_3d import Phases, Triple
+from common.backbones.convolution_3d import Phases, Triple, same_padding
 
 
 def max_pool(x_BTHWC: jax.Array, size: Triple, stride: Triple, pooling: str = "same") -> jax.Array:
@@ -31,8 +31,7 @@ def max_pool(x_BTHWC: jax.Array, size: Triple, stride: Triple, pooling: str = "s
     for axis, (k, s) in enumerate(zip(size, stride, strict=True), start=1):
         if k == s == 1:
             continue
-        n = x_BTHWC.shape[axis]
-        missing = max((math.ceil(n / s) - 1) * s + k - n, 0)
+        missing = sum(same_padding((x_BTHWC.shape[axis],), (k,), (s,))[0])
         before = missing // 2 if pooling == "same" else (k - s) // 2
         x_BTHWC = _max_along(x_BTHWC, axis, k, s, (before, missing - before))
     return x_BTHWC
