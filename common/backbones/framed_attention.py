@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+from jax.experimental.layout import Layout, with_layout_constraint
 
 from common.backbones.products import dot
 from common.target import LANES, ROWS
@@ -27,7 +28,10 @@ def from_tokens(x_BMD: jax.Array, frames: int) -> jax.Array:
     x_BFND = jnp.concatenate([patches_BFND, class_BF1D], 2)
     missing = -x_BFND.shape[2] % ROWS
     x_BFND = jnp.pad(x_BFND, ((0, 0), (0, 0), (0, missing), (0, 0)))
-    return x_BFND.reshape(batch, frames, -1, ROWS, width)
+    x_BFGSD = x_BFND.reshape(batch, frames, -1, ROWS, width)
+    # Left to itself the compiler puts eights of clips into the rows of registers here, and then
+    # copies in every block.
+    return with_layout_constraint(x_BFGSD, Layout(tuple(range(x_BFGSD.ndim))))
 
 
 def class_token(x_BFGSD: jax.Array, patches: int) -> jax.Array:
