@@ -12,6 +12,8 @@ have L numbers together; R rows that look and Q that are looked at.
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from jax.experimental.layout import Layout, with_layout_constraint
@@ -28,10 +30,7 @@ def from_tokens(x_BMD: jax.Array, frames: int) -> jax.Array:
     x_BFND = jnp.concatenate([patches_BFND, class_BF1D], 2)
     missing = -x_BFND.shape[2] % ROWS
     x_BFND = jnp.pad(x_BFND, ((0, 0), (0, 0), (0, missing), (0, 0)))
-    x_BFGSD = x_BFND.reshape(batch, frames, -1, ROWS, width)
-    # Left to itself the compiler puts eights of clips into the rows of registers here, and then
-    # copies in every block.
-    return with_layout_constraint(x_BFGSD, Layout(tuple(range(x_BFGSD.ndim))))
+    return _in_this_order(x_BFND.reshape(batch, frames, -1, ROWS, width))
 
 
 def class_token(x_BFGSD: jax.Array, patches: int) -> jax.Array:
@@ -55,14 +54,30 @@ class Heads:
         """Repeats (..., L) for each head with all others' numbers zero: (..., J, L)."""
         return jnp.where(self.of_JL, x[..., None, :], 0)
 
+    def rows_alone(self, x: jax.Array) -> jax.Array:
+        """Does so to all rows (..., R, L): (..., J, R, L)."""
+        return jnp.moveaxis(self.alone(x), -2, -3)
+
     def spread(self, x: jax.Array) -> jax.Array:
-        """Gives every lane (..., L) the number of its head, of (..., J)."""
-        return sum(x[..., j, None] * self.of_JL[j] for j in range(self.together))
+        """Gives every lane the number of its head, of (..., J, R): (..., R, L)."""
+        return sum(x[..., j, :, None] * self.of_JL[j] for j in range(self.together))
+
+    def sums(self, x: jax.Array) -> jax.Array:
+        """Sums the lanes of each head, of (..., R, L): (..., J, R)."""
+        return jnp.stack([(x * self.of_JL[j]).sum(-1) for j in range(self.together)], -2)
 
     def split(self, x_BFGSD: jax.Array, order: tuple[int, ...]) -> jax.Array:
         """Splits the last axis in groups and lanes and reorders (B, F, G, S, P, L)."""
         x = x_BFGSD.reshape(*x_BFGSD.shape[:4], self.groups, self.lanes)
-        return x.transpose(order)
+        return _in_this_order(x.transpose(order))
+
+
+def _in_this_order(x: jax.Array) -> jax.Array:
+    """Has it lie in memory as its axes say; left to itself a compiler finds an order of its own.
+
+    It puts eights of clips into the rows of registers, and copies in every block.
+    """
+    return with_layout_constraint(x, Layout(tuple(range(x.ndim))))
 
 
 _SPACE = (0, 1, 4, 2, 3, 5)  # B F P G S L
@@ -82,41 +97,8 @@ def space_attention(
     q, k, v = (heads.split(x, _SPACE) for x in (q_BFGSD, k_BFGSD, v_BFGSD))
     tokens = q.shape[3] * ROWS
     q_BFPRL, k_BFPQL, v_BFPQL = (x.reshape(*x.shape[:3], tokens, heads.lanes) for x in (q, k, v))
-    q_BFPJRL = jnp.moveaxis(heads.alone(q_BFPRL), -2, -3)
-    y_BFPJRL = _attend(q_BFPJRL, k_BFPQL, v_BFPQL, jnp.arange(tokens) <= patches)
-    y_BFPRL = jnp.where(heads.of_JL[:, None], y_BFPJRL, 0).sum(-3)
+    y_BFPRL = _attend(heads, q_BFPRL, k_BFPQL, v_BFPQL, None, jnp.arange(tokens) <= patches)
     return y_BFPRL.reshape(q.shape).transpose(0, 1, 3, 4, 2, 5).reshape(q_BFGSD.shape)
-
-
-@jax.custom_vjp
-def _attend(q_BFPJRL, k_BFPQL, v_BFPQL, real_Q):
-    return _attend_forward(q_BFPJRL, k_BFPQL, v_BFPQL, real_Q)[0]
-
-
-def _attend_forward(q_BFPJRL, k_BFPQL, v_BFPQL, real_Q):
-    seen = dot("bfpjrl,bfpql->bfpjrq", q_BFPJRL, k_BFPQL)
-    seen = jnp.where(real_Q, seen, -jnp.inf)
-    seen = jnp.exp(seen - seen.max(-1, keepdims=True))
-    total = seen.sum(-1, keepdims=True)
-    seen = seen.astype(q_BFPJRL.dtype)
-    y = (dot("bfpjrq,bfpql->bfpjrl", seen, v_BFPQL) / total).astype(q_BFPJRL.dtype)
-    return y, (q_BFPJRL, k_BFPQL, v_BFPQL, y, seen, total)
-
-
-def _attend_backward(kept, dy):
-    """The derivative of softmax, with weights that are not yet divided by their sums."""
-    q, k, v, y, seen, total = kept
-    dy = (dy / total).astype(q.dtype)
-    mean = (dy.astype(total.dtype) * y).sum(-1, keepdims=True)
-    dseen = dot("bfpjrl,bfpql->bfpjrq", dy, v) - mean
-    dseen = (seen * dseen).astype(q.dtype)
-    dq = dot("bfpjrq,bfpql->bfpjrl", dseen, k)
-    dk = dot("bfpjrq,bfpjrl->bfpql", dseen, q)
-    dv = dot("bfpjrq,bfpjrl->bfpql", seen, dy)
-    return *(x.astype(q.dtype) for x in (dq, dk, dv)), None
-
-
-_attend.defvjp(_attend_forward, _attend_backward)
 
 
 def time_attention(
@@ -140,24 +122,77 @@ def time_attention(
     q, k, v = (heads.split(x, _TIME) for x in (q_BFGSD, k_BFGSD, v_BFGSD))
     rows = q.shape[3] * ROWS
     q_BPGRL, k_BPGQL, v_BPGQL = (x.reshape(*x.shape[:3], rows, heads.lanes) for x in (q, k, v))
-    k_BPGJQL, v_BPGJQL = (jnp.moveaxis(heads.alone(x), -2, -3) for x in (k_BPGQL, v_BPGQL))
-    own_k_BPJL, own_v_BPJL = (
-        heads.alone(x[:, :, patches // ROWS, 0, patches % ROWS]) for x in (k, v)
-    )
+    class_BPJL = tuple(heads.alone(x[:, :, patches // ROWS, 0, patches % ROWS]) for x in (k, v))
     position = jnp.arange(rows) % ROWS
-    sees = (position[:, None] == position)[:, None]  # R, J, Q
+    sees_RQ = position[:, None] == position
     if real_BF is not None:
-        real_BQ = jnp.repeat(real_BF, ROWS, 1)
-        sees = sees & real_BQ[:, None, None, None, None]
-    seen = jnp.where(sees, dot("bpgrl,bpgjql->bpgrjq", q_BPGRL, k_BPGJQL), -jnp.inf)
-    own = dot("bpgrl,bpjl->bpgrj", q_BPGRL, own_k_BPJL)
-    highest = jax.lax.stop_gradient(jnp.maximum(own, seen.max(-1)))
-    own, seen = jnp.exp(own - highest), jnp.exp(seen - highest[..., None])
-    total = own + seen.sum(-1)
-    y = dot("bpgrjq,bpgjql->bpgrl", seen.astype(q.dtype), v_BPGJQL)
-    y = y + dot("bpgrj,bpjl->bpgrl", own.astype(q.dtype), own_v_BPJL)
+        sees_RQ = sees_RQ & jnp.repeat(real_BF, ROWS, 1)[:, None, None, None, None]
+    y_BPGRL = _attend(heads, q_BPGRL, k_BPGQL, v_BPGQL, class_BPJL, sees_RQ)
+    return y_BPGRL.reshape(q.shape).transpose(0, 3, 2, 4, 1, 5).reshape(q_BFGSD.shape)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _attend(
+    heads: Heads,
+    q_BMNRL: jax.Array,
+    k_BMNQL: jax.Array,
+    v_BMNQL: jax.Array,
+    class_BMJL: tuple[jax.Array, jax.Array] | None,
+    sees_RQ: jax.Array,
+) -> jax.Array:
+    """What rows see of others, and of a class token that is not among those: (B, M, N, R, L).
+
+    Args:
+        heads: which lanes belong together.
+        q_BMNRL, k_BMNQL, v_BMNQL: of groups of heads, M in frames or N in rows of positions.
+        class_BMJL: key and value of the class token, of each head alone; None: it has none.
+        sees_RQ: which rows see which, an array that broadcasts to (B, M, N, J, R, Q).
+    """
+    return _attend_forward(heads, q_BMNRL, k_BMNQL, v_BMNQL, class_BMJL, sees_RQ)[0]
+
+
+def _attend_forward(heads, q, k, v, of_class, sees):
+    seen = jnp.where(sees, dot("bmnjrl,bmnql->bmnjrq", heads.rows_alone(q), k), -jnp.inf)
+    highest, own = seen.max(-1), None
+    if of_class is not None:
+        own = dot("bmnrl,bmjl->bmnjr", q, of_class[0])
+        highest = jnp.maximum(own, highest)
+        own = jnp.exp(own - highest)
+    seen = jnp.exp(seen - highest[..., None])
+    total = seen.sum(-1)
+    seen = seen.astype(q.dtype)
+    # Summed over heads, of which each adds to its own lanes: nothing is chosen afterwards.
+    y = dot("bmnjrq,bmnjql->bmnrl", seen, heads.rows_alone(v))
+    if of_class is not None:
+        total, own = total + own, own.astype(q.dtype)
+        y = y + dot("bmnjr,bmjl->bmnrl", own, of_class[1])
     y = (y * heads.spread(1 / total)).astype(q.dtype)
-    return y.reshape(q.shape).transpose(0, 3, 2, 4, 1, 5).reshape(q_BFGSD.shape)
+    return y, (q, k, v, of_class, y, seen, own, total)
+
+
+def _attend_backward(heads, kept, dy):
+    """The derivative of softmax, with weights that are not yet divided by their sums."""
+    q, k, v, of_class, y, seen, own, total = kept
+    dtype = q.dtype
+    dy = (dy * heads.spread(1 / total)).astype(dtype)
+    mean = heads.sums(dy.astype(total.dtype) * y)
+    q_alone, k_alone, dy_alone = map(heads.rows_alone, (q, k, dy))
+    dseen = dot("bmnjrl,bmnql->bmnjrq", dy_alone, v) - mean[..., None]
+    dseen = (seen * dseen).astype(dtype)
+    dq = dot("bmnjrq,bmnjql->bmnrl", dseen, k_alone)
+    dk = dot("bmnjrq,bmnjrl->bmnql", dseen, q_alone)
+    dv = dot("bmnjrq,bmnjrl->bmnql", seen, dy_alone)
+    dclass = None
+    if of_class is not None:
+        down = own * (dot("bmnrl,bmjl->bmnjr", dy, of_class[1]) - mean)
+        down = down.astype(dtype)
+        dq = dq + dot("bmnjr,bmjl->bmnrl", down, of_class[0])
+        of_heads = functools.partial(dot, "bmnjr,bmnrl->bmjl")
+        dclass = of_heads(down, q).astype(dtype), of_heads(own, dy).astype(dtype)
+    return *(x.astype(dtype) for x in (dq, dk, dv)), dclass, None
+
+
+_attend.defvjp(_attend_forward, _attend_backward)
 
 
 def class_attention(
