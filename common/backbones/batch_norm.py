@@ -63,7 +63,7 @@ class BatchNorm(nnx.Module):
             y = apply(x, scale, offset, self.mean[...], self.var[...], self.eps)
         else:
             y, mean, var = normalize(x, scale, offset, self.eps)
-            self.update(mean, var, _count(x, scale.size))
+            self.update(mean, var, count(x, scale.size))
         return jax.tree.map(lambda y: y.astype(dtype), y)
 
     def update(self, mean: jax.Array, var: jax.Array, num_values: int) -> None:
@@ -115,7 +115,7 @@ def _sum(x: Arrays, channels: int) -> jax.Array:
     return sum(of_one(x) for x in jax.tree.leaves(x))
 
 
-def _count(x: Arrays, channels: int) -> int:
+def count(x: Arrays, channels: int) -> int:
     """Returns how many values each channel has."""
     return sum(x.size for x in jax.tree.leaves(x)) // channels
 
@@ -129,11 +129,11 @@ def normalize(
     The gradient keeps x alone, in its own type: what JAX derives by itself keeps the differences
     from the mean as well and passes over the array more often.
     """
-    wide, count = _wide(x), _count(x, scale.size)
-    mean = _sum(wide, scale.size) / count
+    wide, number = _wide(x), count(x, scale.size)
+    mean = _sum(wide, scale.size) / number
     # One pass over x. Rounding can leave a tiny negative value where x is constant.
     squares = _sum(jax.tree.map(jnp.square, wide), scale.size)
-    var = jnp.maximum(squares / count - jnp.square(mean), 0)
+    var = jnp.maximum(squares / number - jnp.square(mean), 0)
     return apply(wide, scale, offset, mean, var, eps), mean, var
 
 
@@ -171,11 +171,11 @@ def gradient_by_input(
         doffset: the gradient by offset.
     """
     x, scale, _, mean, var = kept
-    count = _count(x, scale.size)
+    number = count(x, scale.size)
     inverse = jax.lax.rsqrt(var + eps)
     of_dy = scale * inverse
-    of_x = of_dy * inverse * dscale / count
-    of_1 = of_x * mean - of_dy * doffset / count
+    of_x = of_dy * inverse * dscale / number
+    of_1 = of_x * mean - of_dy * doffset / number
 
     def of_one(x, dy):
         wide = x.astype(dy.dtype)

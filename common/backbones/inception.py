@@ -19,9 +19,9 @@ from common.backbones.convolution_3d import (
     frame_by_frame,
     whole,
 )
-from common.backbones.initializers import torch_linear
 from common.backbones.pooling import max_pool, max_pool_of_phases
 from common.backbones.resnet_blocks import spatial_mean
+from common.backbones.self_gate import SelfGate
 from common.errors import UserError
 
 # Output channels of the 1x1x1 branch, of reduction and convolution of the two 3x3x3 branches, and
@@ -90,24 +90,24 @@ class ConvUnit(nnx.Module):
 
     def __call__(self, x_BTHWC: jax.Array, apart: bool = False) -> jax.Array | Phases:
         """Maps (B, T, H, W, C) to (B, T', H', W', C'), to phases if `apart` as `Conv3D` does."""
-        for conv, norm in zip(self.convs, self.norms, strict=True):
+        x_BTHWC, norm = self._convolved(x_BTHWC, apart)
+        return jax.tree.map(nnx.relu, norm(x_BTHWC))
+
+    def gated(
+        self, gate: SelfGate, x_BTHWC: jax.Array | Phases, apart: bool = False
+    ) -> tuple[jax.Array | Phases, jax.Array | Phases]:
+        """Does the same, and also returns what ``gate`` makes of it."""
+        x_BTHWC, norm = self._convolved(x_BTHWC, apart)
+        return gate.after(norm, x_BTHWC)
+
+    def _convolved(self, x_BTHWC, apart):
+        """Returns what the last norm is to normalise, and that norm."""
+        *before, (last, last_norm) = zip(self.convs, self.norms, strict=True)
+        for conv, norm in before:
             x_BTHWC = jax.tree.map(functools.partial(conv, apart=apart), x_BTHWC)
             x_BTHWC = jax.tree.map(nnx.relu, norm(x_BTHWC))
             apart = False  # what is so stays so
-        return x_BTHWC
-
-
-class SelfGate(nnx.Module):
-    """Weighs each channel by what the whole clip holds (Xie et al., 2018, arXiv:1712.04851)."""
-
-    def __init__(self, channels: int, *, rngs: nnx.Rngs):
-        self.dense = torch_linear(channels, channels, rngs=rngs)
-
-    def __call__(self, x_BTHWC: jax.Array | Phases) -> jax.Array | Phases:
-        """Returns x_BTHWC times a factor in (0, 1) per clip and channel."""
-        means = [spatial_mean(x) for x in jax.tree.leaves(x_BTHWC)]  # of equally many pixels
-        gate_BC = nnx.sigmoid(self.dense(sum(means) / len(means)))
-        return jax.tree.map(lambda x: x * gate_BC[:, None, None, None].astype(x.dtype), x_BTHWC)
+        return jax.tree.map(functools.partial(last, apart=apart), x_BTHWC), last_norm
 
 
 class InceptionBlock(nnx.Module):
@@ -138,14 +138,18 @@ class InceptionBlock(nnx.Module):
         """Maps (B, T, H, W, C) to (B, T, H, W, out_channels)."""
         pooled = max_pool(x_BTHWC, (3, 3, 3), (1, 1, 1))
         branches = [
-            self.conv_b0(x_BTHWC),
-            self.conv_b1_b(self.conv_b1_a(x_BTHWC)),
-            self.conv_b2_b(self.conv_b2_a(x_BTHWC)),
-            self.conv_b3_b(pooled),
+            (self.conv_b0, x_BTHWC),
+            (self.conv_b1_b, self.conv_b1_a(x_BTHWC)),
+            (self.conv_b2_b, self.conv_b2_a(x_BTHWC)),
+            (self.conv_b3_b, pooled),
         ]
         if self.gates:
-            branches = [gate(x) for gate, x in zip(self.gates, branches, strict=True)]
-        return jnp.concatenate(branches, -1)
+            seen = [
+                unit.gated(gate, x)[1] for gate, (unit, x) in zip(self.gates, branches, strict=True)
+            ]
+        else:
+            seen = [unit(x) for unit, x in branches]
+        return jnp.concatenate(seen, -1)
 
 
 class InceptionV1(nnx.Module):
@@ -202,40 +206,48 @@ class InceptionV1(nnx.Module):
         self.num_features = channels
 
     def _stem(self, video_BTHWC: jax.Array) -> jax.Array | Phases:
-        return self._run(self.conv1, video_BTHWC, apart=True)
+        return self._run(functools.partial(ConvUnit.__call__, apart=True), self.conv1, video_BTHWC)
 
-    def _run(
-        self, block: Callable, x_BTHWC: jax.Array | Phases, **options: bool
-    ) -> jax.Array | Phases:
-        if self.remat:
-            return nnx.remat(lambda block, x: block(x, **options))(block, x_BTHWC)
-        return block(x_BTHWC, **options)
+    def _run(self, see: Callable, *modules_and_x: nnx.Module | jax.Array | Phases):
+        """Calls `see`, whose inside the backward pass computes again if `remat`."""
+        remat = nnx.remat(lambda *given: see(*given))  # which would trace options of `see`
+        return (remat if self.remat else see)(*modules_and_x)
 
     def endpoints(self, video_BTHWC: jax.Array) -> dict[str, jax.Array]:
         """Feature maps (B, t, h, w, C) in order: "conv1", "maxpool_2a", ..., "mixed_5c"."""
         x = self._stem(video_BTHWC)
         found = {"conv1": whole(x)}
-        stages = {"conv_2b": self.conv_2b, "conv_2c": self.conv_2c}
-        if self.gating is not None:
-            stages["gating"] = self.gating
-        for name, stage in (stages | dict(self.blocks)).items():
-            if name in POOLS:
-                pool, size, stride = POOLS[name]
-                x = found[pool] = self._narrow(x, size, stride)
-            # As after the stem, a pool in space comes next, if behind a gate.
-            options = {"apart": True} if name == "conv_2c" else {}
-            run = functools.partial(self._run, stage, **options)
-            x = frame_by_frame(run, x) if name == "conv_2b" else run(x)
-            found[name] = whole(x)
+        x = self._pooled("conv_2b", x, found)
+        see = functools.partial(self._run, ConvUnit.__call__, self.conv_2b)
+        x = found["conv_2b"] = frame_by_frame(see, x)
+        # As after the stem, a pool in space comes next, if behind a gate.
+        if self.gating is None:
+            x = self._run(functools.partial(ConvUnit.__call__, apart=True), self.conv_2c, x)
+            found["conv_2c"] = whole(x)
+        else:
+            gated = functools.partial(ConvUnit.gated, apart=True)
+            before, x = self._run(gated, self.conv_2c, self.gating, x)
+            found |= {"conv_2c": whole(before), "gating": whole(x)}
+        for name, block in self.blocks.items():
+            x = self._pooled(name, x, found)
+            x = found[name] = self._run(InceptionBlock.__call__, block, x)
         return found
 
-    def _narrow(self, x_BTHWC: jax.Array | Phases, size: Triple, stride: Triple) -> jax.Array:
+    def _pooled(
+        self, stage: str, x_BTHWC: jax.Array | Phases, found: dict[str, jax.Array]
+    ) -> jax.Array:
+        """What `stage` is given: behind its pool, which is added to `found`, if it has one."""
+        if stage not in POOLS:
+            return x_BTHWC
+        name, size, stride = POOLS[stage]
+
         def pool(x):
             if isinstance(x, tuple):
                 return max_pool_of_phases(*x)
             return max_pool(x, size, stride, self.pooling)
 
-        return frame_by_frame(pool, x_BTHWC) if size[0] == 1 else pool(x_BTHWC)
+        found[name] = frame_by_frame(pool, x_BTHWC) if size[0] == 1 else pool(x_BTHWC)
+        return found[name]
 
     def __call__(self, video_BTHWC: jax.Array) -> jax.Array:
         """Embeds videos (B, T, H, W, 3) with values in [0, 1] as (B, 1024), at least float32."""

@@ -120,4 +120,4 @@ class S3D(InceptionV1):
     def _stem(self, video_BTHWC: jax.Array) -> jax.Array | Phases:
         if self.stem != "space_to_depth_torch":
             return super()._stem(video_BTHWC)
-        return self._run(self.conv1, video_BTHWC)[:, 1:, 1:, 1:]
+        return self._run(ConvUnit.__call__, self.conv1, video_BTHWC)[:, 1:, 1:, 1:]
