@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.experimental.layout import Layout, with_layout_constraint
 
 from common import target
 
@@ -41,6 +42,15 @@ def fills_registers() -> bool:
     lanes, no layout changes. With other numbers of clips than eights, rows would stay empty.
     """
     return target.platform() == "tpu" and target.share() > 0 and target.share() % 8 == 0
+
+
+def clips_in_rows(x: jax.Array) -> jax.Array:
+    """Has clips, (B, ..., C), lie in the rows of registers and channels in lanes.
+
+    As they do between convolutions where they fill those, see `fills_registers`.
+    """
+    last = x.ndim - 1
+    return with_layout_constraint(x, Layout((*range(1, last), 0, last)))
 
 
 def frame_by_frame(

@@ -10,7 +10,13 @@ import jax
 import jax.numpy as jnp
 
 from common import target
-from common.backbones.convolution_3d import Phases, Triple, same_padding
+from common.backbones.convolution_3d import (
+    Phases,
+    Triple,
+    clips_in_rows,
+    fills_registers,
+    same_padding,
+)
 
 
 def max_pool(x_BTHWC: jax.Array, size: Triple, stride: Triple, pooling: str = "same") -> jax.Array:
@@ -93,7 +99,11 @@ def _max_gradient(axis, size, stride, padding, kept, dy):
         offsets.append(got)
     if stride == 1:
         return (offsets[0],)
-    together = jnp.stack(offsets, axis + 1)
+    offsets = [jnp.expand_dims(got, axis + 1) for got in offsets]
+    if fills_registers():
+        # Left to itself the compiler has them lie otherwise, and copies what it lays together.
+        offsets = list(map(clips_in_rows, offsets))
+    together = jnp.concatenate(offsets, axis + 1)
     dx = together.reshape(*dy.shape[:axis], count * stride, *dy.shape[axis + 1 :])
     return (jax.lax.slice_in_dim(dx, 0, n, 1, axis),)
 

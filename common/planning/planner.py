@@ -92,7 +92,8 @@ def _part(config: Any, topology: Topology, find_batch: bool, create: Any) -> Par
     )
     if not find_batch:
         return known
-    return dataclasses.replace(known, largest_batch=_largest(program, result, topology, create))
+    largest, fastest = _search(program, result, topology, create)
+    return dataclasses.replace(known, largest_batch=largest, fastest_batch=fastest)
 
 
 def _program(config: Any, topology: Topology, create: Any) -> Program:
@@ -106,10 +107,14 @@ def _least_moved(program: Program) -> float:
     return products + 2 * (memory.total - memory.batch)
 
 
-def _largest(
+def _search(
     program: Program, result: compiled_program.Result, topology: Topology, create: Any
-) -> tuple[int, int]:
-    """Searches the largest batch, beginning with the one that has been compiled."""
+) -> tuple[tuple[int, int], tuple[int, float] | None]:
+    """Returns the largest batch, beginning with the one that has been compiled, and the fastest.
+
+    The latter of those that the search compiles, with its clips/s. It need not be the largest: what
+    smaller ones need stays in a chip's fast memory.
+    """
     config = program.config
     unit = config.microbatches * topology.count
     tried = {config.batch_size: result}
@@ -124,4 +129,10 @@ def _largest(
 
     memory = compiled_program.known_memory(program)
     fixed = memory.total - memory.batch
-    return batch_search.largest(used, unit, config.batch_size, fixed, topology.chip.memory)
+    largest = batch_search.largest(used, unit, config.batch_size, fixed, topology.chip.memory)
+    speeds = [
+        (batch * topology.chip.clock / found.compiled.cycles, batch)
+        for batch, found in tried.items()
+        if found.compiled
+    ]
+    return largest, tuple(reversed(max(speeds))) if speeds else None

@@ -87,6 +87,9 @@ def _memory(forecast: Forecast, part: Part) -> Iterator[str]:
     yield f"  {'total':24}{part.memory.total / GIB:8.3f} of {capacity:g}: {verdict}"
     if part.largest_batch:
         yield _largest(part.largest_batch)
+    if part.fastest_batch:
+        batch, clips = part.fastest_batch
+        yield f"fastest of the batches tried: {batch}, {clips:.1f} clips/s"
 
 
 def _largest(found: tuple[int, int]) -> str:
