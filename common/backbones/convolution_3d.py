@@ -9,9 +9,9 @@ from collections.abc import Callable, Sequence
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.experimental.layout import Layout, with_layout_constraint
 
 from common import target
+from common.backbones.memory_order import lying
 
 CONVOLUTIONS = ("joint", "folded")
 
@@ -50,7 +50,7 @@ def clips_in_rows(x: jax.Array) -> jax.Array:
     As they do between convolutions where they fill those, see `fills_registers`.
     """
     last = x.ndim - 1
-    return with_layout_constraint(x, Layout((*range(1, last), 0, last)))
+    return lying(x, (*range(1, last), 0, last))
 
 
 def frame_by_frame(

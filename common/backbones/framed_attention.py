@@ -16,8 +16,8 @@ import functools
 
 import jax
 import jax.numpy as jnp
-from jax.experimental.layout import Layout, with_layout_constraint
 
+from common.backbones.memory_order import lying
 from common.backbones.products import dot
 from common.target import LANES, ROWS
 
@@ -77,7 +77,7 @@ def _in_this_order(x: jax.Array) -> jax.Array:
 
     It puts eights of clips into the rows of registers, and copies in every block.
     """
-    return with_layout_constraint(x, Layout(tuple(range(x.ndim))))
+    return lying(x, range(x.ndim))
 
 
 _SPACE = (0, 1, 4, 2, 3, 5)  # B F P G S L

@@ -99,11 +99,9 @@ def _max_gradient(axis, size, stride, padding, kept, dy):
         offsets.append(got)
     if stride == 1:
         return (offsets[0],)
-    offsets = [jnp.expand_dims(got, axis + 1) for got in offsets]
-    if fills_registers():
-        # Left to itself the compiler has them lie otherwise, and copies what it lays together.
-        offsets = list(map(clips_in_rows, offsets))
-    together = jnp.concatenate(offsets, axis + 1)
+    # Left to itself the compiler has them lie otherwise, and copies what it lays together.
+    order = clips_in_rows if fills_registers() else lambda x: x
+    together = order(jnp.stack(list(map(order, offsets)), axis + 1))
     dx = together.reshape(*dy.shape[:axis], count * stride, *dy.shape[axis + 1 :])
     return (jax.lax.slice_in_dim(dx, 0, n, 1, axis),)
 

@@ -7,15 +7,19 @@ import sys
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from toy_method import Toy, get_config
 
 pytest.importorskip(
     "libtpu", reason="the TPU compiler is not installed: pip install '.[tpu]' (Linux on x86-64)"
 )
 
+from common import target  # noqa: E402
+from common.backbones import framed_attention, pooling  # noqa: E402
 from common.errors import UserError  # noqa: E402
-from common.planning import hlo, planner, report, topology  # noqa: E402
+from common.planning import compiled_program, hlo, planner, report, topology  # noqa: E402
 
 pytestmark = pytest.mark.slow
 ROOT = pathlib.Path(__file__).parents[3]
@@ -98,6 +102,38 @@ def test_every_example_of_a_slice_works_and_a_chip_is_one_device(name):
 def test_a_slice_that_does_not_exist_is_refused_with_some_that_do():
     with pytest.raises(UserError, match="for example v5e:1x1"):
         topology.describe("v5e:3x7")
+
+
+def _pool(x_BTHWC):
+    return pooling.max_pool(x_BTHWC, (3, 3, 3), (2, 2, 2))
+
+
+def _attention(x_BMD):
+    heads = framed_attention.Heads(x_BMD.shape[-1] // 64, x_BMD.shape[-1])
+    x = framed_attention.from_tokens(x_BMD, 2)
+    y = framed_attention.space_attention(x, x, x, heads, 15)
+    return framed_attention.time_attention(y, y, y, heads, 15)
+
+
+@pytest.mark.parametrize(
+    ("function", "shape"),
+    [
+        (_pool, (32, 4, 9, 9, 128)),
+        (_attention, (32, 1 + 2 * 15, 256)),
+        (_attention, (32, 1 + 2 * 15, 128)),  # heads in one group, an axis of one element
+    ],
+)
+def test_what_is_told_how_to_lie_in_memory_stays_on_its_chip(function, shape):
+    devices = np.array(topology.describe("v5e:2x2").devices)
+    place = NamedSharding(Mesh(devices, ("data",)), PartitionSpec("data"))
+
+    def gradient(x):
+        return jax.grad(lambda x: jnp.square(function(2 * x)).sum())(x)
+
+    with target.described("tpu"), target.sharing(len(devices) * 2):
+        given = jax.ShapeDtypeStruct(shape, jnp.bfloat16, sharding=place)
+        compiled = jax.jit(gradient).lower(given).compile()
+    assert not compiled_program.summarise(hlo.parse(compiled.as_text())).collectives
 
 
 def test_networks_alone_take_fewer_cycles_than_all_that_surrounds_them():
