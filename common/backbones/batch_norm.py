@@ -91,9 +91,16 @@ def apply(
     eps: float,
 ) -> Arrays:
     """Normalises x (..., k C) with statistics (C,); at least float32."""
-    factor = scale * jax.lax.rsqrt(var + eps)
-    shift = offset - mean * factor
+    factor, shift = factor_and_shift(scale, offset, mean, var, eps)
     return jax.tree.map(lambda x: x * _repeated(factor, x) + _repeated(shift, x), _wide(x))
+
+
+def factor_and_shift(
+    scale: jax.Array, offset: jax.Array, mean: jax.Array, var: jax.Array, eps: float
+) -> tuple[jax.Array, jax.Array]:
+    """Returns what x is multiplied by and what is added then, of each channel, to normalise it."""
+    factor = scale * jax.lax.rsqrt(var + eps)
+    return factor, offset - mean * factor
 
 
 def _wide(x: Arrays) -> Arrays:

@@ -47,8 +47,11 @@ def fills_registers() -> bool:
 def clips_in_rows(x: jax.Array) -> jax.Array:
     """Has clips, (B, ..., C), lie in the rows of registers and channels in lanes.
 
-    As they do between convolutions where they fill those, see `fills_registers`.
+    As they do between convolutions where they fill those, see `fills_registers`; elsewhere x is
+    left to the compiler.
     """
+    if not fills_registers():
+        return x
     last = x.ndim - 1
     return lying(x, (*range(1, last), 0, last))
 

@@ -94,7 +94,7 @@ class ConvUnit(nnx.Module):
         return jax.tree.map(nnx.relu, norm(x_BTHWC))
 
     def gated(
-        self, gate: SelfGate, x_BTHWC: jax.Array | Phases, apart: bool = False
+        self, gate: SelfGate, x_BTHWC: jax.Array, apart: bool = False
     ) -> tuple[jax.Array | Phases, jax.Array | Phases]:
         """Does the same, and also returns what ``gate`` makes of it."""
         x_BTHWC, norm = self._convolved(x_BTHWC, apart)

@@ -10,13 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from common import target
-from common.backbones.convolution_3d import (
-    Phases,
-    Triple,
-    clips_in_rows,
-    fills_registers,
-    same_padding,
-)
+from common.backbones.convolution_3d import Phases, Triple, clips_in_rows, same_padding
 
 
 def max_pool(x_BTHWC: jax.Array, size: Triple, stride: Triple, pooling: str = "same") -> jax.Array:
@@ -100,8 +94,7 @@ def _max_gradient(axis, size, stride, padding, kept, dy):
     if stride == 1:
         return (offsets[0],)
     # Left to itself the compiler has them lie otherwise, and copies what it lays together.
-    order = clips_in_rows if fills_registers() else lambda x: x
-    together = order(jnp.stack(list(map(order, offsets)), axis + 1))
+    together = clips_in_rows(jnp.stack(list(map(clips_in_rows, offsets)), axis + 1))
     dx = together.reshape(*dy.shape[:axis], count * stride, *dy.shape[axis + 1 :])
     return (jax.lax.slice_in_dim(dx, 0, n, 1, axis),)
 

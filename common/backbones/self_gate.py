@@ -75,16 +75,15 @@ def _backward(eps, dtype, kept, cotangents):
     back_BC = _sums(back, positive)
     back_x_BC = _sums(jax.tree.map(jnp.multiply, back, x), positive)
     # There, what was gated is factor * x + shift.
-    inverse = jax.lax.rsqrt(var + eps)
-    factor, shift = scale * inverse, offset - mean * scale * inverse
+    factor, shift = batch_norm.factor_and_shift(scale, offset, mean, var, eps)
     gate_BC, pull = jax.vjp(_gate, means_BC, *dense)
     by_mean_BC, *by_dense = pull((factor * back_x_BC + shift * back_BC).astype(gate_BC.dtype))
-    by_place_BC = by_mean_BC / _places(x)
+    by_place_BC = by_mean_BC / batch_norm.count(x, means_BC.size)
     doffset = (gate_BC * back_BC + by_place_BC * n_BC).sum(0)
     along_x = (gate_BC * back_x_BC + by_place_BC * x_BC).sum(0)
-    dscale = inverse * (along_x - mean * doffset)
-    let_through = lambda d, p: jnp.where(p, d * _of_clips(gate_BC) + _of_clips(by_place_BC), 0)  # noqa: E731
-    dy = jax.tree.map(let_through, back, positive)
+    dscale = jax.lax.rsqrt(var + eps) * (along_x - mean * doffset)
+    dy = jax.tree.map(lambda d: d * _of_clips(gate_BC) + _of_clips(by_place_BC), back)
+    dy = jax.tree.map(lambda d, p: jnp.where(p, d, 0), dy, positive)
     dx = batch_norm.gradient_by_input(eps, of_norm, dy, dscale, doffset)
     return dx, dscale.astype(scale.dtype), doffset.astype(offset.dtype), *by_dense
 
@@ -110,10 +109,6 @@ def _sums(x_BTHWC: Arrays, where_BTHWC: Arrays) -> jax.Array:
         return jnp.where(where, wide, 0).sum((1, 2, 3))
 
     return sum(map(of_one, *map(jax.tree.leaves, (x_BTHWC, where_BTHWC))))
-
-
-def _places(x_BTHWC: Arrays) -> int:
-    return sum(x[0, ..., 0].size for x in jax.tree.leaves(x_BTHWC))
 
 
 def _of_clips(x_BC: jax.Array) -> jax.Array:

@@ -130,7 +130,7 @@ def test_what_is_told_how_to_lie_in_memory_stays_on_its_chip(function, shape):
     def gradient(x):
         return jax.grad(lambda x: jnp.square(function(2 * x)).sum())(x)
 
-    with target.described("tpu"), target.sharing(len(devices) * 2):
+    with target.described("tpu"), target.sharing(shape[0] // len(devices)):
         given = jax.ShapeDtypeStruct(shape, jnp.bfloat16, sharding=place)
         compiled = jax.jit(gradient).lower(given).compile()
     assert not compiled_program.summarise(hlo.parse(compiled.as_text())).collectives
