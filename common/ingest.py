@@ -11,6 +11,7 @@ interrupted run. What comes out is described in ``common/data/writer.py``.
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import sys
 from collections.abc import Iterable
@@ -75,6 +76,13 @@ def main(argv: list[str]) -> int:
                 "mount the bucket, or copy the finished data set there: training reads it from any "
                 "address."
             )
+    if os.path.realpath(args.source) == os.path.realpath(args.output):
+        raise UserError(
+            f"--source and --output are both {args.output}; give records a folder of their own, "
+            "which may lie in the source."
+        )
+    if args.beam_options and args.runner == _LOCAL:
+        raise UserError("--beam_options are of Apache Beam; name the --runner that takes them.")
     settings = _settings(args)
     output = writer.Output(args.output, _checked_split(args.split))
     source = _read_source(args)
@@ -127,6 +135,11 @@ def _read_source(args: flags.FlagValues) -> tables.Source:
 def _settings(args: flags.FlagValues) -> convert.Settings:
     from common.data import convert, flow
 
+    for flag in ("frame_rate", "max_seconds", "timeout"):
+        if math.isnan(args[flag].value):
+            raise UserError(f"--{flag}=nan is not a number.")
+    if args.require_sound and not args.audio_rate:
+        raise UserError("--require_sound does not go with --audio_rate=0, which stores no sound.")
     if args.flow != "none":
         flow.estimator(args.flow)  # a missing package is told before any work
     return convert.Settings(

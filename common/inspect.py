@@ -104,8 +104,12 @@ def _check_config(config: Any, source: str, findings: check.Findings) -> bool:
     """Says whether the records can feed the method of a config, and how fast; True if they can."""
     from common import methods
 
+    if "," in source:
+        raise UserError(
+            f"{source}: commas separate sources in a config; rename the folder to train on it."
+        )
     config.unlock()
-    config.data.train = source
+    config.data.train = f"{source}@1"  # the path may hold an "@"
     config.batch_size, config.microbatches = min(config.batch_size, 8), 1
     config.lock()
     method = methods.create(config)

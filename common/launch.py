@@ -35,6 +35,11 @@ EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130  # what shells expect after Ctrl-C
 
 
+# Disk or quota used up; what the user may not do with a file, or what is none.
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+_OF_USERS = (*_FULL, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR)
+
+
 class _Formatter(logging.Formatter):
     """Time and message; anything above INFO says what it is."""
 
@@ -104,6 +109,14 @@ def _parse_flags(argv: list[str]) -> list[str]:
     sys.exit(EXIT_USER_ERROR)
 
 
+def _in_home(argument: str) -> str:
+    """Puts the user's home in place of "~" in ``--flag=~/x``."""
+    flag, equals, value = argument.partition("=")
+    if flag.startswith("-") and value.startswith("~/"):
+        return flag + equals + os.path.expanduser(value)
+    return argument
+
+
 def quieten_tpu_compiler() -> None:
     """Keeps libtpu, where it is installed but no TPU is, from looking for one and complaining.
 
@@ -147,8 +160,10 @@ def run(
     """Parses the command line, runs ``main(argv)`` and exits with its status.
 
     ``argv`` holds the program and the positional arguments, which are a mistake unless the tool
-    takes them. `UserError` and a full disk end the process with a message on stderr and status 2,
-    Ctrl-C with status 130. Other exceptions are bugs and keep their stack trace.
+    takes them. `UserError`, a full disk and files that may not be used so end the process with a
+    message on stderr and status 2, Ctrl-C with status 130. Other exceptions are bugs and keep their
+    stack trace. A value that begins with "~/" is in the user's home: of ``--flag=~/x`` few shells
+    say so.
     """
 
     def guarded(argv: list[str]) -> int | None:
@@ -164,13 +179,15 @@ def run(
             print(f"error: {error}", file=sys.stderr)
             return EXIT_USER_ERROR
         except OSError as error:
-            if error.errno != errno.ENOSPC:
+            if error.errno not in _OF_USERS:
                 raise
-            print(f"error: the disk is full: {error}. Make room and start again.", file=sys.stderr)
+            hint = " Make room and start again." if error.errno in _FULL else ""
+            print(f"error: {error}.{hint}", file=sys.stderr)
             return EXIT_USER_ERROR
         except KeyboardInterrupt:
             print("stopped.", file=sys.stderr)
             return EXIT_INTERRUPTED
 
+    sys.argv[1:] = map(_in_home, sys.argv[1:])
     define_flags()
     app.run(guarded, flags_parser=_parse_flags)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import io
 import json
+import logging
 import os
 import pathlib
 import re
@@ -16,6 +17,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from common.data import convert, records, shards, writer
+from common.errors import UserError
 
 CARD = "dataset.json"
 REJECTS = "rejects.jsonl"
@@ -23,6 +25,8 @@ CONTACT_SHEET = "contact_sheet.jpg"
 
 _COLUMNS, _STRIPS, _FRAMES = 2, 16, 4  # clips side by side, clips per split, frames per clip
 _HEIGHT, _STRIP_WIDTH, _WAVE, _TEXT = 96, 690, 28, 16  # pixels
+
+_log = logging.getLogger(__name__)
 
 
 def write_card(folder: str | os.PathLike) -> dict[str, Any]:
@@ -60,7 +64,12 @@ def write_card(folder: str | os.PathLike) -> dict[str, Any]:
 
 
 def _open_or_none(folder: pathlib.Path) -> shards.RecordSet | None:
-    record_set = shards.RecordSet(shards.find_shards(folder))
+    """Opens a split; None where it has no records, or another run has not finished it."""
+    try:
+        record_set = shards.RecordSet(shards.find_shards(folder))
+    except UserError as error:
+        _log.warning("not in %s: %s", CONTACT_SHEET, error)
+        return None
     return record_set if len(record_set) else None
 
 

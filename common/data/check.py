@@ -16,7 +16,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from common.data import card, convert, records, sequence_example, shards
+from common.data import card, convert, files, records, sequence_example, shards, writer
 from common.errors import UserError
 
 _EXAMPLES = 5  # places named per kind of problem
@@ -103,6 +103,8 @@ def check_folder(
         paths = (
             shards.find_shards(os.path.join(source, "*-of-*")) if "missing" in str(error) else []
         )
+        if not paths and findings.problems:
+            return findings
         if not paths:
             raise
         findings.problems["shards are missing"].append(str(error))
@@ -124,8 +126,8 @@ def _check_shards(paths: list[str], findings: Findings) -> list[tuple[str, int, 
     for path in paths:
         name = os.path.basename(path)
         findings.num_shards += 1
-        findings.gigabytes += os.path.getsize(path) / 1e9
         try:
+            findings.gigabytes += files.size(path) / 1e9
             index, problems = shards.scan(path, verify=True)
         except UserError as error:
             findings.problems["unreadable shard"].append(str(error))
@@ -133,6 +135,10 @@ def _check_shards(paths: list[str], findings: Findings) -> list[tuple[str, int, 
         for problem in problems:
             findings.problems[problem.why].append(f"{name}:{problem.number}")
         _check_index(path, index, findings)
+        written = writer.num_written(path)
+        if written is not None and written != len(index):
+            problem = "records were lost or added; delete the shard and repeat the ingest command"
+            findings.problems[problem].append(f"{name} ({len(index)}, written were {written})")
         bad = {problem.number for problem in problems}
         findings.num_records += len(index)
         for number, (offset, length) in enumerate(zip(index.offsets, index.lengths, strict=True)):

@@ -23,6 +23,7 @@ SILENCE_DBFS = -80.0  # quieter than this counts as silent: below 16-bit noise w
 # (ffmpeg, yuvj420p); full chroma costs a third more bytes and decoding time for no visible gain.
 _FRAME_SAMPLING = cv2.IMWRITE_JPEG_SAMPLING_FACTOR_420
 _FLOW_SAMPLING = cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444  # its channels are numbers, not colours
+_NO_SOUND = "has no sound, which --require_sound asks for"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,18 +65,18 @@ def convert(item: tables.Item, label_indices: tuple[int, ...], settings: Setting
     try:
         with tar_source.on_disk(item) as on_disk:
             clip, notes = _make_clip(on_disk, settings)
+        clip.label_indices, clip.label_texts = list(label_indices), list(item.labels)
+        clip.captions, dropped = _captions_within(item, clip)
+        if dropped:
+            notes["captions_outside"] = dropped
+        record = records.serialize(clip)
+        return Outcome(record, facts(clip) | {"bytes": len(record)} | notes)
     except media.Unreadable as error:
         return Outcome(None, {}, str(error))
     except MemoryError:
         return Outcome(None, {}, "needs more memory than there is")
     except Exception as error:  # noqa: BLE001 - strangers' files fail in ways nobody has listed
         return Outcome(None, {}, f"{type(error).__name__}: {error}")
-    clip.label_indices, clip.label_texts = list(label_indices), list(item.labels)
-    clip.captions, dropped = _captions_within(item, clip)
-    if dropped:
-        notes["captions_outside"] = dropped
-    record = records.serialize(clip)
-    return Outcome(record, facts(clip) | {"bytes": len(record)} | notes)
 
 
 def facts(clip: records.Clip) -> dict[str, Any]:
@@ -119,6 +120,8 @@ def rms_dbfs(waveform_N: np.ndarray) -> float | None:
 def _make_clip(item: tables.Item, settings: Settings) -> tuple[records.Clip, dict[str, Any]]:
     clip = records.Clip(id=item.id, path=item.name, start_s=item.start_s or 0.0)
     if _is_image(item.path):
+        if settings.require_sound:
+            raise media.Unreadable(_NO_SOUND)
         sink = _FrameSink(settings)
         sink.add(_read_image(item.path, settings.short_side), 1)
         clip.frames_jpeg, clip.flow_jpeg = sink.frames_jpeg, sink.flow_jpeg
@@ -136,7 +139,7 @@ def _read_streams(clip: records.Clip, item: tables.Item, settings: Settings) -> 
         if not has_video and not has_sound:
             raise media.Unreadable("has neither video nor sound")
         if not has_sound and settings.require_sound:
-            raise media.Unreadable("has no sound, which --require_sound asks for")
+            raise media.Unreadable(_NO_SOUND)
         span = _read_frames(clip, container, item, settings) if has_video else None
     if has_sound and settings.audio_rate:
         # Opened anew: demuxing both at once would hold the sound of the whole file in memory.
@@ -244,13 +247,23 @@ def _read_image(path: str, short_side: int) -> np.ndarray:
     """Returns a still as an upright uint8 BGR picture with the short side reduced."""
     try:
         with Image.open(path) as image:
-            image = ImageOps.exif_transpose(image).convert("RGB")
+            image = _in_eight_bits(ImageOps.exif_transpose(image), image.format).convert("RGB")
             size = media.reduced_size(*image.size, short_side)
             if size != image.size:
                 image = image.resize(size, Image.Resampling.BICUBIC)
             return np.ascontiguousarray(np.asarray(image)[..., ::-1])
     except (OSError, ValueError, Image.DecompressionBombError) as error:
         raise media.Unreadable(f"not a picture that can be read ({error})") from error
+
+
+def _in_eight_bits(image: Image.Image, kind: str | None) -> Image.Image:
+    """Returns a picture of at most 8 bits a channel; Pillow's own conversions cut off the rest."""
+    if image.mode.startswith("I;16") or (image.mode == "I" and kind == "PNG"):  # 16 bits, too
+        grey_HW = np.asarray(image).astype(np.uint32)
+        return Image.fromarray(((grey_HW + 128) // 257).astype(np.uint8))
+    if image.mode in ("I", "F"):
+        raise media.Unreadable(f"which number of mode {image.mode} is white? Save 8 or 16 bits")
+    return image
 
 
 def _captions_within(item: tables.Item, clip: records.Clip) -> tuple[list, int]:

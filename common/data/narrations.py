@@ -24,6 +24,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from common.data import tables
+from common.data.walk import walk
 from common.errors import UserError
 
 Caption = tuple[str, float, float]  # text, start, end: seconds after the start of the file
@@ -72,7 +73,7 @@ def attach(items: Sequence[tables.Item], source: str | os.PathLike) -> Found:
         UserError: there is no such folder or file, it cannot be read, or it has nothing of any
             item.
     """
-    reader_of = _readers(pathlib.Path(source).expanduser())
+    reader_of = _readers(pathlib.Path(os.path.expanduser(source)))
     found = Found([], [], [], {})
     for item in items:
         found.items.append(_attach(item, reader_of, found.repeated))
@@ -126,7 +127,8 @@ def _readers(source: pathlib.Path) -> Mapping[str, _Reader]:
     if source.is_dir():
         readers: dict[str, _Reader] = {}
         rank = _FORMATS.index
-        paths = [path for path in source.rglob("*") if path.suffix.lower() in _FORMATS]
+        paths = [folder / name for folder, names in walk(source) for name in names]
+        paths = [path for path in paths if path.suffix.lower() in _FORMATS]
         for path in sorted(paths, key=lambda path: rank(path.suffix.lower())):
             name = path.relative_to(source).as_posix().removesuffix(path.suffix)
             readers.setdefault(name, functools.partial(_read, path))
@@ -208,6 +210,8 @@ def _csv(path: pathlib.Path, text: str) -> Iterator[Caption]:
             cells = [row[name] for name in _COLUMNS]
             if None in cells:
                 raise ValueError("the row is cut short")
+            if any(cell.strip() for cell in row.get(None, ())):
+                raise ValueError("the row has too many cells; a text with a comma needs quotes")
             if caption := _caption(*cells):
                 yield caption
     except (ValueError, csv.Error) as error:
@@ -223,7 +227,7 @@ def _caption(start: Any, end: Any, text: Any) -> Caption | None:
 
 def _srt(path: pathlib.Path, text: str) -> Iterator[Cue]:
     """SubRip: a number, the times, the words, an empty line. Words may hold empty lines, too."""
-    lines = _lines(text)
+    lines = tables.lines(text)
     places = [place for place, line in enumerate(lines) if "-->" in line]
     for place in range(places[0] if places else len(lines)):
         if lines[place].strip() and not lines[place].strip().isdecimal():
@@ -240,7 +244,7 @@ def _vtt(path: pathlib.Path, text: str) -> Iterator[Cue]:
 
     A cue ends at an empty line; one that holds a space is part of it, as automatic captions have.
     """
-    lines = _lines(text)
+    lines = tables.lines(text)
     if not re.match(r"WEBVTT(\s|$)", lines[0]):
         raise _malformed(path, 1, "a .vtt file begins with WEBVTT")
     for place, line in enumerate(lines):
@@ -248,11 +252,6 @@ def _vtt(path: pathlib.Path, text: str) -> Iterator[Cue]:
             after = range(place + 1, len(lines))
             ends = (at for at in after if not lines[at] or "-->" in lines[at])
             yield from _cue(path, place, line, lines[place + 1 : next(ends, None)])
-
-
-def _lines(text: str) -> list[str]:
-    # Not splitlines(): it also splits where no editor begins a line.
-    return text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
 
 
 def _cue(path: pathlib.Path, place: int, times: str, words: list[str]) -> Iterator[Cue]:

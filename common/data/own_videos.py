@@ -46,8 +46,8 @@ def write_tables(
         raise UserError(f"{videos} holds no clip to train on.")
     output.mkdir(parents=True, exist_ok=True)
     for name, rows in split.items():
-        lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
-        (output / f"{name}.jsonl").write_text("".join(lines), encoding="utf-8")
+        # ASCII: names of files may hold bytes that are no UTF-8.
+        (output / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     seen = {name: {str(row["labels"]) for row in rows} for name, rows in split.items()}
     return {name: len(rows) for name, rows in split.items()}, len(seen["train"] & seen["test"]) > 1
 

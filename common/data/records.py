@@ -168,10 +168,12 @@ def parse(
 
     context_spec = _context_spec(modalities, default_frame_rate, default_audio_rate)
     list_spec = {}
+    # What is missing is an error of its own in `_entries`, in plain words.
+    frames = tf.io.FixedLenSequenceFeature((), tf.string, allow_missing=True)
     if "frames" in modalities:
-        list_spec[IMAGE] = tf.io.FixedLenSequenceFeature((), tf.string)
+        list_spec[IMAGE] = frames
     if "flow" in modalities:
-        list_spec[FLOW] = tf.io.FixedLenSequenceFeature((), tf.string)
+        list_spec[FLOW] = frames
     if "audio" in modalities:
         list_spec[WAVEFORM] = tf.io.RaggedFeature(tf.float32)
     context, lists = tf.io.parse_single_sequence_example(serialized, context_spec, list_spec)

@@ -103,7 +103,7 @@ def places(shard: str | os.PathLike) -> tuple[str, str]:
     """Returns where the index of a shard may lie: beside it, or in the user's cache."""
     shard = os.fspath(shard)
     absolute = shard if files.is_remote(shard) else os.path.abspath(shard)
-    name = hashlib.sha256(absolute.encode()).hexdigest() + SUFFIX
+    name = hashlib.sha256(os.fsencode(absolute)).hexdigest() + SUFFIX
     return shard + SUFFIX, os.path.join(_cache_folder(), name)
 
 

@@ -312,8 +312,15 @@ def find_shards(source: str | os.PathLike) -> list[str]:
         UserError: nothing is there, or a numbered set in a folder is not complete.
     """
     source = os.fspath(source)
+    try:
+        return _find_shards(source)
+    except files.errors() as error:
+        raise UserError(f"{source} cannot be read: {error}") from error
+
+
+def _find_shards(source: str) -> list[str]:
     system = files.gfile(source)
-    if any(character in source for character in "*?["):
+    if any(character in source for character in "*?[") and not system.exists(source):
         paths = [path for path in system.glob(source) if not path.endswith(INDEX_SUFFIX)]
     elif system.isdir(source):
         names = sorted(name.rstrip("/") for name in system.listdir(source))
@@ -321,7 +328,8 @@ def find_shards(source: str | os.PathLike) -> list[str]:
         paths = [os.path.join(source, name) for name in shards]
         _check_complete(source, shards)
         if not paths:
-            inner = [name for name in names if system.isdir(os.path.join(source, name))]
+            visible = [name for name in names if not name.startswith(".")]
+            inner = [name for name in visible if system.isdir(os.path.join(source, name))]
             hint = f" Did you mean one of its folders {inner}?" if inner else ""
             raise UserError(
                 f"{source} holds no record shards (*.tfrecord or NAME-00000-of-00010).{hint}"

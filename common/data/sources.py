@@ -63,7 +63,8 @@ def split_mixture(text: str) -> list[tuple[str, float]]:
             weight = 0.0
         if not 0 < weight < float("inf"):
             raise UserError(
-                f"{part!r} in config.data.train: {number!r} after '@' must be a weight above 0."
+                f"{part!r} in config.data.train: {number!r} after '@' must be a weight above 0. "
+                "If the '@' belongs to the path, write a weight behind it: PATH@1."
             )
         mixture.append((name, weight))
     if len(mixture) > 1 and FAKE in [name for name, _ in mixture]:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import io
 import json
 import math
 import os
 import pathlib
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+from common.data.walk import walk
 from common.errors import UserError
 
 VIDEO_SUFFIXES = frozenset(
@@ -21,13 +24,14 @@ AUDIO_SUFFIXES = frozenset(
     [".aac", ".aif", ".aiff", ".flac", ".m4a", ".mp3", ".ogg", ".opus", ".wav", ".wma"]
 )
 IMAGE_SUFFIXES = frozenset([".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"])
-DATA_SET_MARK = ".ingest"  # folder inside every data set that ingest writes
 TABLE_SUFFIXES = frozenset([".csv", ".json", ".jsonl", ".tsv"])
 
 _PATH_COLUMNS = ("path", "video_path")  # the second is DMVR's
 _LABEL_COLUMNS = ("labels", "label")
 _CAPTION_COLUMNS = ("captions", "caption")
 _LABEL_SEPARATOR = ";"
+_LONGEST_S = 1e9  # later than any video ends, and in range of the microseconds of records
+_LIST = re.compile(r"\s*\[\s*[\"{\]]")  # of texts or objects; captions may begin with "[Music]"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,7 +82,7 @@ def read_source(source: str | os.PathLike, labels_from: str = "", label_column: 
     Raises:
       UserError: no such source, no media files, or a table without the needed columns.
     """
-    path = pathlib.Path(source).expanduser()
+    path = pathlib.Path(os.path.expanduser(source))
     if path.is_dir():
         if label_column:
             raise UserError(f"--label_column is for tables, but {path} is a folder.")
@@ -99,17 +103,11 @@ def _known() -> str:
 
 
 def _read_folder(root: pathlib.Path, label_by_folder: bool) -> Source:
-    items, ignored = [], {}
-    for folder, folders, names in os.walk(root, followlinks=False):
-        if DATA_SET_MARK in folders:  # an output inside its source is no part of it
-            folders.clear()
-            continue
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in sorted(names):
-            path = pathlib.Path(folder, name)
+    items, ignored, unread = [], {}, []
+    for folder, names in walk(root, unread):
+        for name in names:
+            path = folder / name
             suffix = path.suffix.lower()
-            if name.startswith("."):
-                continue
             if suffix not in VIDEO_SUFFIXES | AUDIO_SUFFIXES | IMAGE_SUFFIXES:
                 ignored[suffix] = ignored.get(suffix, 0) + 1
                 continue
@@ -118,11 +116,11 @@ def _read_folder(root: pathlib.Path, label_by_folder: bool) -> Source:
             if label_by_folder and path.parent == root:
                 labels = ()  # a file that lies in no sub-folder has no label
             items.append(Item(relative, os.path.abspath(path), relative, labels=labels))
-    unused = (
+    unused = [
         f"{count} x {suffix or 'files without an ending'}"
         for suffix, count in sorted(ignored.items())
-    )
-    return Source(items, tuple(unused))
+    ]
+    return Source(items, (*unused, *map(_printable, unread)))
 
 
 def _printable(text: str) -> str:
@@ -132,23 +130,26 @@ def _printable(text: str) -> str:
 
 def _read_table(path: pathlib.Path, label_by_folder: bool, label_column: str) -> Source:
     rows = _rows(path)
-    columns = sorted({column for row in rows for column in row})
+    columns = sorted({column for row in rows for column in row if column is not None})
     path_column = _column(columns, _PATH_COLUMNS)
     if path_column is None:
         raise UserError(
             f"{path} has no column 'path'; its columns are {columns}. Each row needs the path of a "
             "media file, absolute or relative to the table."
         )
+    if label_by_folder and label_column:
+        raise UserError("--labels_from=folder and --label_column do not go together.")
     if label_column and label_column not in columns:
         raise UserError(f"{path} has no column {label_column!r}; its columns are {columns}.")
-    label_column = label_column or _column(columns, _LABEL_COLUMNS) or ""
+    label_column = label_column or _column(columns, () if label_by_folder else _LABEL_COLUMNS) or ""
     caption_column = _column(columns, _CAPTION_COLUMNS) or ""
     used = {path_column, label_column, caption_column, "id", "start", "end"}
     items = []
     for number, row in enumerate(rows, 1):
         item = _item(path, number, row, path_column, label_column, caption_column)
         if label_by_folder:
-            item = dataclasses.replace(item, labels=(pathlib.Path(item.path).parent.name,))
+            label = _printable(pathlib.Path(item.path).parent.name)
+            item = dataclasses.replace(item, labels=(label,))
         items.append(item)
     return Source(items, tuple(f"column {column!r}" for column in columns if column not in used))
 
@@ -157,19 +158,20 @@ def _column(columns: Iterable[str], wanted: Iterable[str]) -> str | None:
     return next((name for name in wanted if name in columns), None)
 
 
-def _rows(path: pathlib.Path) -> list[Mapping[str, Any]]:
+def _rows(path: pathlib.Path) -> list[Mapping[str | None, Any]]:
+    """Returns the rows of a table; of a csv, what is in no column is the list ``row[None]``."""
     suffix = path.suffix.lower()
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        text = path.read_bytes().decode("utf-8-sig")
         if suffix == ".jsonl":
-            rows = [json.loads(line) for line in text.splitlines() if line.strip()]
+            rows = list(_json_lines(text))
         elif suffix == ".json":
             rows = json.loads(text)
         else:
-            delimiter = "\t" if suffix == ".tsv" else ","
-            reader = csv.DictReader(text.splitlines(keepends=True), delimiter=delimiter)
-            rows = [{k: v for k, v in row.items() if k is not None} for row in reader]
-    except (UnicodeDecodeError, ValueError, csv.Error) as error:
+            rows = list(_cells(text, "\t" if suffix == ".tsv" else ","))
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}.") from error
+    except ValueError as error:
         raise UserError(f"{path} cannot be read as {suffix[1:]} in UTF-8: {error}") from error
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise UserError(f'{path} must be a list of objects such as {{"path": "a.mp4"}}.')
@@ -178,10 +180,35 @@ def _rows(path: pathlib.Path) -> list[Mapping[str, Any]]:
     return rows
 
 
+def lines(text: str) -> list[str]:
+    """Splits a text as editors do; `str.splitlines` also does where no editor begins a line."""
+    return text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
+
+
+def _json_lines(text: str) -> Iterator[Any]:
+    for number, line in enumerate(lines(text), 1):
+        if line.strip():
+            try:
+                yield json.loads(line)
+            except json.JSONDecodeError as error:
+                raise ValueError(
+                    f"line {number}, character {error.pos + 1}: {error.msg}"
+                ) from error
+
+
+def _cells(text: str, delimiter: str) -> Iterator[Mapping[str | None, Any]]:
+    csv.field_size_limit(max(csv.field_size_limit(), len(text)))  # many captions are a long cell
+    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    try:
+        yield from reader
+    except csv.Error as error:
+        raise ValueError(f"line {max(reader.reader.line_num, 1)}: {error}") from error
+
+
 def _item(
     table: pathlib.Path,
     number: int,
-    row: Mapping[str, Any],
+    row: Mapping[str | None, Any],
     path_column: str,
     label_column: str,
     caption_column: str,
@@ -189,8 +216,17 @@ def _item(
     name = str(row.get(path_column) or "").strip()
     if not name:
         return Item(f"row {number}", "", f"row {number}", problem="the row has no path")
-    absolute = os.path.abspath(table.parent / pathlib.Path(name).expanduser())
     try:
+        absolute = os.path.abspath(table.parent / os.path.expanduser(name))
+        name = _printable(name)
+    except UnicodeEncodeError:
+        problem = f"row {number}: the path {name!r} is not valid Unicode"
+        return Item(f"row {number}", "", f"row {number}", problem=problem)
+    try:
+        if surplus := [cell for cell in row.get(None, ()) if cell.strip()]:
+            raise ValueError(
+                f"{surplus[0]!r} is in no column; a text with a separator in it needs quotes"
+            )
         start, end = (seconds(row.get(column)) for column in ("start", "end"))
         if start is not None and start < 0:
             raise ValueError(f"start {start:g} is before the file begins")
@@ -198,10 +234,10 @@ def _item(
             raise ValueError(f"end {end:g} is not after start {start:g}")
         captions = tuple(_captions(row.get(caption_column)))
         labels = tuple(_labels(row.get(label_column)))
+        identity = plain_text(row.get("id"))
     except ValueError as error:
         return Item(name, absolute, name, problem=f"row {number}: {error}")
     span = "" if start is None and end is None else f"#{_mark(start)}-{_mark(end)}"
-    identity = str(row.get("id") if row.get("id") is not None else "").strip()
     return Item(identity or name + span, absolute, name, start, end, captions, labels)
 
 
@@ -226,42 +262,64 @@ def seconds(value: Any) -> float | None:
     total = 0.0
     for part in parts:
         total = total * 60 + part
+    if total > _LONGEST_S:
+        raise ValueError(f"{value!r} is no time in a video")
     return total
 
 
 def _captions(value: Any) -> Iterable[tuple[str, float, float]]:
-    if isinstance(value, str) and value.lstrip().startswith("["):
-        value = json.loads(value)  # how a csv cell holds several
-    if value is None or value == "":
-        return
-    for caption in value if isinstance(value, list) else [value]:
+    for caption in _listed(value, separator=None):
+        start = end = None
         if isinstance(caption, Mapping):
             if "text" not in caption:
                 raise ValueError(f"caption {dict(caption)} has no 'text'")
             start, end = seconds(caption.get("start")), seconds(caption.get("end"))
-        else:
-            caption, start, end = {"text": caption}, None, None
-        text = str(caption["text"]).strip()
-        if text:
+            caption = caption["text"]
+        if text := plain_text(caption):
             yield text, math.nan if start is None else start, math.nan if end is None else end
 
 
 def _labels(value: Any) -> list[str]:
-    if value is None:
-        return []
-    names = value if isinstance(value, list) else str(value).split(_LABEL_SEPARATOR)
-    stripped = [str(name).strip() for name in names]
-    return [name for name in dict.fromkeys(stripped) if name]
+    names = map(plain_text, _listed(value, _LABEL_SEPARATOR))
+    return [name for name in dict.fromkeys(names) if name]
+
+
+def _listed(value: Any, separator: str | None) -> list[Any]:
+    """Returns the entries of a list, also of one written as json, as a csv cell holds it."""
+    if isinstance(value, str) and _LIST.match(value):
+        try:
+            value = json.loads(value)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{value[:40]!r} is not a list in json: {error}") from error
+    if isinstance(value, str) and separator:
+        return value.split(separator)
+    return value if isinstance(value, list) else [value]
+
+
+def plain_text(value: Any) -> str:
+    """Returns a text or number without spaces around it; "" where there is none (None, NaN).
+
+    Raises:
+      ValueError: it cannot be stored, as half a character of json cannot.
+    """
+    text = "" if value is None or value != value else str(value).strip()
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{text!r} is not valid Unicode") from error
+    return text
 
 
 def _reject_duplicates(items: list[Item]) -> list[Item]:
-    """The first of several items with one id stays, the others are rejected by name."""
+    """The first good one of several items with one id stays, the others are rejected by name."""
     first: dict[str, Item] = {}
+    for item in items:
+        if not item.problem:
+            first.setdefault(item.id, item)
     checked = []
     for number, item in enumerate(items, 1):
-        if item.id in first and not item.problem:
-            problem = f"duplicate id {item.id!r} (also of {first[item.id].name})"
+        if first.setdefault(item.id, item) is not item:
+            problem = item.problem or f"duplicate id {item.id!r} (also of {first[item.id].name})"
             item = dataclasses.replace(item, id=f"{item.id} (row {number})", problem=problem)
-        first.setdefault(item.id, item)
         checked.append(item)
     return checked

@@ -25,6 +25,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from common.data import tables
+from common.data.walk import walk
 from common.errors import UserError
 
 SUFFIX = ".tar"
@@ -59,15 +60,14 @@ class _Member:
 
 def is_tars(source: str | os.PathLike) -> bool:
     """Says whether a source is a tar, a glob of tars, or a folder of tars without media files."""
-    path = pathlib.Path(source).expanduser()
+    path = pathlib.Path(os.path.expanduser(source))
     if path.suffix.lower() == SUFFIX:
         return True
     if not path.is_dir():
         return False
     found = False
-    for _, folders, names in os.walk(path):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        suffixes = {os.path.splitext(name)[1].lower() for name in names if name[0] != "."}
+    for _, names in walk(path):
+        suffixes = {os.path.splitext(name)[1].lower() for name in names}
         if suffixes & _ANY_MEDIA:
             return False
         found = found or SUFFIX in suffixes
@@ -88,7 +88,8 @@ def read_source(source: str | os.PathLike, label_key: str = "") -> tables.Source
     Raises:
       UserError: there are no tars, or no samples in them.
     """
-    base, paths = _tars(pathlib.Path(source).expanduser())
+    unread: list[str] = []
+    base, paths = _tars(pathlib.Path(os.path.expanduser(source)), unread)
     items: list[tables.Item] = []
     unused: collections.Counter[str] = collections.Counter()
     for path in paths:
@@ -100,7 +101,7 @@ def read_source(source: str | os.PathLike, label_key: str = "") -> tables.Source
             + (f"; {items[0].name}: {items[0].problem}." if items else ".")
         )
     return tables.Source(
-        items, tuple(f"{count} x {what}" for what, count in sorted(unused.items()))
+        items, (*(f"{count} x {what}" for what, count in sorted(unused.items())), *unread)
     )
 
 
@@ -137,11 +138,11 @@ class _Part:
         return data
 
 
-def _tars(source: pathlib.Path) -> tuple[pathlib.Path, list[pathlib.Path]]:
+def _tars(source: pathlib.Path, unread: list[str]) -> tuple[pathlib.Path, list[pathlib.Path]]:
     """Returns the tars in order, and the folder that their names are relative to."""
     if source.is_dir():
-        paths = [path for path in source.rglob(f"*{SUFFIX}") if path.is_file()]
-        return source, sorted(paths)
+        paths = [folder / name for folder, names in walk(source, unread) for name in names]
+        return source, sorted(path for path in paths if path.suffix == SUFFIX)
     paths = (
         [source] if source.is_file() else [pathlib.Path(path) for path in glob.glob(str(source))]
     )
@@ -170,7 +171,7 @@ class _Reader:
         last, problem = "", ""
         try:
             with open(self._path, "rb") as file:
-                for member in _members(file):
+                for member in _members(file, self._unused):
                     folder, base = posixpath.split(member.name)
                     stem, dot, rest = base.partition(".")
                     key = last = posixpath.join(folder, stem)
@@ -234,14 +235,15 @@ class _Reader:
                 self._unused[
                     f"{member.suffix or 'members without an ending'} beside the media"
                 ] += 1
-        texts = [text.strip() for text in captions or told]  # both say the same where both exist
+        texts = map(tables.plain_text, captions or told)  # both say the same where both exist
+        names = dict.fromkeys(map(tables.plain_text, labels))
         return (
             tuple((text, math.nan, math.nan) for text in texts if text),
-            tuple(dict.fromkeys(label.strip() for label in labels if label.strip())),
+            tuple(name for name in names if name),
         )
 
 
-def _members(file: Any) -> Iterator[_Member]:
+def _members(file: Any, unused: collections.Counter[str]) -> Iterator[_Member]:
     """Yields the files of a tar whose bytes are all there; `_cut` says where the tar ends early."""
     file.seek(0)
     size = os.fstat(file.fileno()).st_size
@@ -256,6 +258,8 @@ def _members(file: Any) -> Iterator[_Member]:
             if info is None or info.offset_data + info.size > size:
                 break
             tar.members = []  # it would keep them all
+            if info.issym() or info.islnk():
+                unused["links inside tars"] += 1
             if info.isfile() and not posixpath.basename(info.name).startswith("."):
                 yield _Member("", info.name, info.offset_data, info.size)
         file.seek(min(tar.offset, size))

@@ -18,15 +18,17 @@ import json
 import math
 import os
 import pathlib
+import re
 from collections.abc import Iterable, Iterator
 from typing import Any
 
 from common import locks
 from common.data import convert, files, shards, tables
+from common.data.walk import DATA_SET_MARK
 from common.errors import UserError
 
 _FORMAT = 1  # of what is under .ingest
-_HIDDEN = tables.DATA_SET_MARK
+_HIDDEN = DATA_SET_MARK
 LABELS = "labels.json"
 
 
@@ -226,6 +228,16 @@ def journal_entries(folder: str | os.PathLike) -> dict[str, list[dict[str, Any]]
         lines = [line for journal in journals for line in _whole_lines(journal)]
         entries[plan.parent.name] = [json.loads(line) for line in lines]
     return entries
+
+
+def num_written(shard: str | os.PathLike) -> int | None:
+    """Returns how many records a shard had when it was finished, None where ingest did not."""
+    path = pathlib.Path(shard)
+    number = re.search(r"-(\d{5,})-of-\d{5,}\.tfrecord$", path.name)
+    journal = path.parent.parent / _HIDDEN / path.parent.name / f"{number and number[1]}.jsonl"
+    if not journal.is_file():
+        return None
+    return sum("reason" not in json.loads(line) for line in _whole_lines(journal))
 
 
 def read_plan(folder: str | os.PathLike, split: str) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 import json
 import pathlib
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -114,6 +115,34 @@ def test_a_second_split_shares_and_extends_the_label_map(source, finished, tmp_p
     assert labels == {"a": 0, "b": 1, "A": 2, "aa": 3}
     assert [clip.label_indices for clip in read(output / "test")] == [[3, 1], [2]]
     assert set(json.loads((output / "dataset.json").read_text())["splits"]) == {"train", "test"}
+
+
+def test_another_split_that_is_not_finished_stops_none(source, finished, tmp_path):
+    output, _, options = finished
+    shutil.copytree(output, tmp_path / "out")
+    next((tmp_path / "out" / "train").glob("*.tfrecord")).unlink()
+    done = ingest(source / "a", tmp_path / "out", "--split=late", *options)
+    assert done.returncode == 0 and "contact_sheet.jpg" in done.stderr, done.stderr
+    assert len(read(tmp_path / "out" / "late")) == 5
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (["--require_sound", "--audio_rate=0"], "--require_sound does not go with"),
+        (["--beam_options=--x=1"], "name the --runner"),
+        (["--frame_rate=nan"], "--frame_rate=nan is not a number"),
+    ],
+)
+def test_options_that_would_be_ignored_are_refused(source, tmp_path, options, message):
+    done = ingest(source, tmp_path / "out", *options)
+    assert done.returncode == 2 and message in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_records_do_not_go_among_their_videos(source):
+    done = ingest(source, f"{source}/")
+    assert done.returncode == 2 and "give records a folder of their own" in done.stderr
 
 
 def journal_lines(output):

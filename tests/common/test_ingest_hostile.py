@@ -159,6 +159,33 @@ def test_required_sound_rejects_what_has_none(hostile):
     assert outcome.record is None and "no sound" in outcome.reason
 
 
+def test_required_sound_rejects_pictures_too(hostile):
+    item = tables.Item("x", str(hostile / "photo.png"), "n")
+    outcome = convert.convert(item, (), convert.Settings(require_sound=True))
+    assert outcome.record is None and "no sound" in outcome.reason
+
+
+@pytest.mark.parametrize("suffix", [".png", ".tif"])
+def test_sixteen_bits_keep_their_shades(tmp_path, suffix):
+    ramp_HW = np.tile(np.linspace(0, 65535, 64).astype(np.uint16), (32, 1))
+    Image.fromarray(ramp_HW).save(tmp_path / f"ramp{suffix}")
+    item = tables.Item("x", str(tmp_path / f"ramp{suffix}"), "n")
+    clip = clip_of(convert.convert(item, (), convert.Settings(jpeg_quality=100)))
+    stored_HW = cv2.imdecode(np.frombuffer(clip.frames_jpeg[0], np.uint8), cv2.IMREAD_GRAYSCALE)
+    assert np.abs(stored_HW[16] - np.linspace(0, 255, 64)).max() <= 3
+
+
+def test_numbers_whose_white_nobody_knows_are_rejected(tmp_path):
+    Image.fromarray(np.linspace(0, 1, 64, dtype=np.float32).reshape(8, 8)).save(tmp_path / "x.tif")
+    item = tables.Item("x", str(tmp_path / "x.tif"), "n")
+    assert "which number of mode F is white?" in convert.convert(item, (), SETTINGS).reason
+
+
+def test_what_cannot_be_stored_is_a_reason_and_no_end(hostile):
+    item = tables.Item("x", str(hostile / "good.mp4"), "n", captions=(("half \ud83d", 0.0, 1.0),))
+    assert "UnicodeEncodeError" in convert.convert(item, (), SETTINGS).reason
+
+
 def test_names_that_are_no_unicode_are_read(tmp_path):
     name = b"caf\xe9.mp4"
     good = files.write_video(tmp_path / "good.mp4", 3)

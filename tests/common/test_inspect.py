@@ -145,6 +145,25 @@ def test_missing_shards_and_unfinished_ones_are_named(tmp_path):
     assert any("unfinished" in problem for problem in found)
 
 
+def test_an_interrupted_ingest_without_a_whole_shard_is_a_problem_and_no_mistake(tmp_path):
+    (tmp_path / ".train-00000-of-00003.tfrecord.partial").touch()
+    assert list(problems(str(tmp_path))) == ["unfinished shard (repeat the ingest command)"]
+
+
+@pytest.mark.parametrize("kept", [0, 1])
+def test_a_shard_that_lost_whole_records_is_found_even_after_it_was_read(tmp_path, kept):
+    name = "train-00000-of-00001.tfrecord"
+    folder = write(tmp_path / "train", [clip(1), clip(2)], name)
+    journal = tmp_path / ".ingest" / "train" / "00000.jsonl"
+    journal.parent.mkdir(parents=True)
+    journal.write_text('{"id": "1"}\n{"id": "x", "reason": "broken"}\n{"id": "2"}\n')
+    assert not problems(folder)
+    write(tmp_path / "train", [clip(1)][:kept], name)
+    shards.RecordSet(shards.find_shards(folder))  # renews the index
+    ((problem, places),) = problems(folder).items()
+    assert "records were lost" in problem and places == [f"{name} ({kept}, written were 2)"]
+
+
 def test_looking_changes_nothing(tmp_path):
     folder = write(tmp_path, [clip(1)], index=False)
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
@@ -189,6 +208,8 @@ def test_it_says_whether_the_records_can_feed_a_config(tmp_path):
     folder = write(tmp_path / "good", [long(seed) for seed in range(8)])
     good = inspect(folder, config)
     assert good.returncode == 0 and "clips/s here" in good.stdout, good.stdout + good.stderr
+    at = inspect(write(tmp_path / "me@lab", [long(1)]), config)
+    assert at.returncode == 0 and "clips/s here" in at.stdout, at.stdout + at.stderr
     mute = [long(seed, waveform=None, audio_rate=None) for seed in range(2)]
     bad = inspect(write(tmp_path / "mute", mute), config)
     assert bad.returncode == 1

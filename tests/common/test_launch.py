@@ -1,5 +1,6 @@
 """How every command line tool begins: stray arguments are mistakes."""
 
+import os
 import subprocess
 import sys
 
@@ -27,6 +28,31 @@ def test_an_argument_that_is_no_flag_is_refused_unless_the_tool_takes_some():
     assert done.stdout == ""
     done = _run(True, "one", "two")
     assert (done.returncode, done.stdout) == (0, "arguments: one two\n")
+
+
+def test_the_home_is_put_in_where_shells_do_not(tmp_path):
+    program = TOOL.replace("lambda: None", "lambda: flags.DEFINE_string('out', '', '')")
+    program = program.replace("*argv[1:]", "flags.FLAGS.out").format(False)
+    program = f"from absl import flags\n{program}"
+    for value, expected in (("~/a b", f"{tmp_path}/a b"), ("~tmp/x", "~tmp/x"), ("x~/y", "x~/y")):
+        done = subprocess.run(
+            [sys.executable, "-c", program, f"--out={value}"],
+            capture_output=True,
+            text=True,
+            check=False,
+            env={**os.environ, "HOME": str(tmp_path)},
+        )
+        assert done.stdout == f"arguments: {expected}\n", done.stderr
+
+
+@pytest.mark.parametrize(
+    "error", ["PermissionError(13, 'Permission denied', 'x')", "OSError(28, 'full', 'x')"]
+)
+def test_a_file_that_may_not_be_used_is_a_message_and_no_stack_trace(error):
+    program = TOOL.format(False).replace("    print", f"    raise {error}\n    print")
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: [Errno ") and "'x'" in done.stderr
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NoReturn
 
 from common.data import tables
+from common.data.walk import walk
 from common.errors import UserError
 
 Caption = tuple[str, float, float]  # text, start, end: seconds after the start of the file
@@ -289,11 +290,7 @@ class Media:
     @functools.cached_property
     def _by_stem(self) -> dict[str, list[str]]:
         found: dict[str, list[str]] = {}
-        for folder, folders, names in os.walk(self._root):
-            if tables.DATA_SET_MARK in folders:  # an output inside the source is no part of it
-                folders.clear()
-                continue
-            folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for folder, names in walk(self._root):
             for name in names:
                 if os.path.splitext(name)[1].lower() in self._suffixes:
                     path = os.path.relpath(os.path.join(folder, name), self._root)

@@ -1,10 +1,11 @@
 """A user's own folder becomes training and held-out clips."""
 
 import json
+import os
 
 import pytest
 
-from common.data import own_videos
+from common.data import own_videos, tables
 from common.errors import UserError
 
 
@@ -25,6 +26,16 @@ def make(folder, name, lengths, seconds):
 
 def read(folder, split):
     return [json.loads(line) for line in (folder / f"{split}.jsonl").read_text().splitlines()]
+
+
+def test_names_that_are_no_unicode_come_through_the_table(tmp_path, lengths):
+    name = os.fsdecode(b"b\xffd\xe2\x80\xa8.mp4")  # a byte that is no UTF-8, and U+2028
+    for number in range(10):
+        make(tmp_path / "videos", f"{number}-{name}", lengths, 25.0)
+    own_videos.write_tables(tmp_path / "videos", tmp_path / "tables", 10.0)
+    items = tables.read_source(tmp_path / "tables" / "train.jsonl").items
+    assert len({item.path for item in items}) == 10
+    assert all(os.path.exists(item.path) and not item.problem for item in items)
 
 
 def test_folders_are_labels_and_whole_files_are_held_out(tmp_path, lengths):

@@ -185,6 +185,18 @@ def test_a_missing_shard_of_a_numbered_set_is_an_error_in_a_folder_not_in_a_glob
     assert len(RecordSet.open(tmp_path / "a-*.tfrecord")) == len(payloads)
 
 
+@pytest.mark.parametrize("name", ["videos [2024]", "what?", "a*b"])
+def test_a_folder_whose_name_looks_like_a_pattern_is_a_folder(tmp_path, payloads, name):
+    (tmp_path / name).mkdir()
+    write(tmp_path / name / "a.tfrecord", payloads)
+    assert len(RecordSet.open(tmp_path / name)) == len(payloads)
+
+
+def test_an_address_that_cannot_be_read_is_an_error_that_names_it():
+    with pytest.raises(UserError, match="nowhere://bucket/x cannot be read"):
+        RecordSet.open("nowhere://bucket/x")
+
+
 def test_places_without_shards_are_errors_that_help(tmp_path, payloads):
     (tmp_path / "train").mkdir()
     with pytest.raises(UserError, match=r"Did you mean one of its folders \['train'\]"):
