@@ -87,6 +87,8 @@ def explain(argv: list[str], error: Exception) -> str:
     overrides = {word[1]: (word[2] or "")[1:] for word in words if word}
     files = [word.partition("=")[2] for word in argv if re.match(r"--?config=", word)]
     path, _, variant = files[-1].partition(":") if files else ("", "", "")
+    if path and not os.path.isfile(path):
+        return _no_file(path)
     if variant and "positional argument" in str(error):
         return f"--config={files[-1]}: {path} has no variants."
     if path and overrides:
@@ -126,17 +128,18 @@ def load(values: flags.FlagValues = flags.FLAGS) -> ConfigDict:
         raise UserError("--config is missing; for example --config=configs/brave_v_a.py.")
     path = values["config"].config_filename.partition(":")[0]
     if not os.path.isfile(path):  # config_flags postpones this error and words it for programmers
-        raise UserError(f"--config: there is no file {path!r}.{_nearest_file(path)}")
+        raise UserError(_no_file(path))
     check(values.config)
     return values.config
 
 
-def _nearest_file(path: str) -> str:
-    """Names the most similar Python file in the same folder, if any."""
+def _no_file(path: str) -> str:
+    """Says so, and names the most similar Python file in the same folder, if any."""
     folder = pathlib.Path(path).parent
     names = [entry.name for entry in folder.glob("*.py")] if folder.is_dir() else []
     close = difflib.get_close_matches(pathlib.Path(path).name, names, 1, 0.5)
-    return f" Did you mean {str(folder / close[0])!r}?" if close else ""
+    near = f" Did you mean {str(folder / close[0])!r}?" if close else ""
+    return f"--config: there is no file {path!r}.{near}"
 
 
 def check(config: ConfigDict) -> None:

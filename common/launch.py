@@ -17,7 +17,6 @@ slow to import (JAX, TensorFlow) is imported inside `main`, so that ``--help`` a
 
 from __future__ import annotations
 
-import errno
 import glob
 import logging
 import os
@@ -29,15 +28,10 @@ from collections.abc import Callable
 from absl import app, flags
 
 from common import config
-from common.errors import UserError
+from common.errors import UserError, told
 
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130  # what shells expect after Ctrl-C
-
-
-# Disk or quota used up; what the user may not do with a file, or what is none.
-_FULL = (errno.ENOSPC, errno.EDQUOT)
-_OF_USERS = (*_FULL, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR)
 
 
 class _Formatter(logging.Formatter):
@@ -103,7 +97,7 @@ def _parse_flags(argv: list[str]) -> list[str]:
         return flags.FLAGS(argv)
     except UserError as error:  # raised by a config file
         message = str(error)
-    except (flags.Error, AttributeError, KeyError, TypeError) as error:
+    except (flags.Error, AttributeError, KeyError, TypeError, OSError) as error:
         message = config.explain(argv, error)
     print(f"{message}\nPass --help to see the flags.", file=sys.stderr)
     sys.exit(EXIT_USER_ERROR)
@@ -175,14 +169,10 @@ def run(
                     f"Unexpected argument {argv[1]!r}: every setting is a --flag=value."
                 )
             return main(argv)
-        except UserError as error:
-            print(f"error: {error}", file=sys.stderr)
-            return EXIT_USER_ERROR
-        except OSError as error:
-            if error.errno not in _OF_USERS:
+        except (UserError, OSError) as error:
+            if (message := told(error)) is None:
                 raise
-            hint = " Make room and start again." if error.errno in _FULL else ""
-            print(f"error: {error}.{hint}", file=sys.stderr)
+            print(f"error: {message}", file=sys.stderr)
             return EXIT_USER_ERROR
         except KeyboardInterrupt:
             print("stopped.", file=sys.stderr)

@@ -36,12 +36,14 @@ def main(_: list[str]) -> int:
     values = flags.FLAGS
     jax.config.update("jax_platforms", "cpu")  # whatever is at hand: it is not what is asked about
     chips = topology.describe(values.topology)
+    if values.json:  # compilations take long: what cannot be written is told before them
+        path = pathlib.Path(values.json)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.open("a").close()
     name = values["config"].config_filename
     found = planner.forecast(config, chips, name, values.price, values.find_batch)
     print(*report.lines(found), sep="\n")
     if values.json:
-        path = pathlib.Path(values.json)
-        path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(report.as_json(found))
     return 1 if any(part.fits is False for part in found.parts) else 0
 

@@ -41,7 +41,9 @@ def main(_: list[str]) -> int:
     """Makes the runs that are not done, then says how they compare."""
     from common.sweeping import definition, local, results
 
+    _check_flags()
     sweep, workdir = definition.read(FLAGS.sweep), pathlib.Path(FLAGS.workdir)
+    results.refuse_changed(sweep, workdir)
     waiting = [
         (result.workdir.name, result.overrides)
         for result in results.collect(sweep, workdir)
@@ -64,6 +66,14 @@ def main(_: list[str]) -> int:
     return int(any(result.status == results.FAILED for result in mine))
 
 
+def _check_flags() -> None:
+    if FLAGS.sbatch and not FLAGS.slurm:
+        raise UserError("--sbatch goes with --slurm=print or --slurm=submit.")
+    for flag in ("only", "report", "gpus"):
+        if FLAGS.slurm and FLAGS[flag].value:
+            raise UserError(f"--slurm, which makes no run here, does not go with --{flag}.")
+
+
 def _chosen(waiting, names):
     if FLAGS.only not in names:
         raise UserError(
@@ -74,7 +84,7 @@ def _chosen(waiting, names):
 
 def _train(sweep, waiting, workdir: pathlib.Path) -> None:
     """Makes the runs, a line for each that ended."""
-    from common.sweeping import local
+    from common.sweeping import local, results
 
     if FLAGS.only:
         state = "" if waiting else " is done"
@@ -89,6 +99,8 @@ def _train(sweep, waiting, workdir: pathlib.Path) -> None:
         took = f"[{next(count)}/{len(waiting)}] {name}: {seconds:.0f} s"
         words = f", failed with status {status}: {local.last_words(workdir / name)}"
         print(took + (words if status else ""), flush=True)
+        if not status:
+            results.check_metric(sweep, workdir / name)
 
     local.run(sweep, waiting, workdir, local.slots(FLAGS.parallel, FLAGS.gpus), ended)
 

@@ -28,7 +28,7 @@ wait $!
 status=$?
 
 case $status in
-  75 | 137 | 143)  # another process was lost; killed; stopped with its state saved
+  75 | 134 | 135 | 137 | 139 | 143)  # another was lost; crashed or killed; stopped, its state saved
     if [ "${SLURM_RESTART_COUNT:-0}" -lt "${MAX_RESTARTS:-100}" ]; then
       echo "exit status $status: the job queues again."
       scontrol requeue "$SLURM_JOB_ID"

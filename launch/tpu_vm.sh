@@ -34,7 +34,8 @@ case ${1:-} in
     for ((start = 0; start <= ${MAX_RESTARTS:-100}; start++)); do
       status=0
       on_all "cd zoetrope && PYTHONUNBUFFERED=1 exec .venv/bin/python -m common.train $command" || status=$?
-      [ "$status" = 75 ] || exit "$status"  # 75: another process was lost
+      # 75: another process was lost; from 129 on: killed, but by Ctrl-C, or stopped with its state saved.
+      case $status in 75 | 129 | 13[1-9] | 14[0-2]) ;; *) exit "$status" ;; esac
       echo "A process was lost: starting again, the run continues."
     done
     exit 75

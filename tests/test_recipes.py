@@ -39,7 +39,8 @@ def run(folder, recipe, *arguments, **environment):
 
 @pytest.mark.parametrize(
     ("status", "restarts", "again"),
-    [(0, "0", False), (2, "0", False), (75, "0", True), (143, "3", True), (143, "5", False)],
+    [(0, "0", False), (2, "0", False), (75, "0", True), (143, "3", True), (143, "5", False)]
+    + [(139, "0", True), (130, "0", False)],
 )
 def test_a_slurm_job_queues_again_where_it_can_go_on(tmp_path, status, restarts, again):
     stub(tmp_path, "srun", f"exit {status}")
@@ -61,6 +62,17 @@ def test_a_tpu_vm_is_told_on_all_hosts_and_again_where_a_process_is_lost(tmp_pat
         ["bash", "-c", f"printf '%s\\n' {calls[0]}"], capture_output=True, text=True
     )
     assert said.stdout.splitlines()[-1].endswith("python -m common.train --workdir=/a\\ b ")
+
+
+@pytest.mark.parametrize(
+    "status, starts", [(0, 1), (1, 1), (2, 1), (75, 4), (137, 4), (139, 4), (130, 1), (143, 1)]
+)
+def test_a_tpu_vm_starts_again_after_what_is_no_mistake(tmp_path, status, starts):
+    stub(tmp_path, "gcloud", f"exit {status}")
+    known = {"TPU": "slice", "ZONE": "here", "MAX_RESTARTS": "3"}
+    done, calls = run(tmp_path, "tpu_vm.sh", "train", **known)
+    assert len(calls) == starts
+    assert done.returncode == (75 if starts > 1 else status)
 
 
 def test_a_tpu_vm_gets_this_checkout(tmp_path):

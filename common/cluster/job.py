@@ -79,7 +79,7 @@ def find(
     if not given:
         return None
     if "index" not in given and "JOB_COMPLETION_INDEX" in environment:
-        given["index"] = int(environment["JOB_COMPLETION_INDEX"])
+        given["index"] = _number("JOB_COMPLETION_INDEX", environment)
     return _checked({"found_by": "flags", **given})
 
 
@@ -94,13 +94,17 @@ def _given(values: flags.FlagValues, environment: Mapping[str, str]) -> dict:
     for name, (flag, variable, kind) in names.items():
         value = values[flag].value if flag in values else None
         if value is None and environment.get(variable):
-            try:
-                value = kind(environment[variable])
-            except ValueError:
-                raise UserError(f"{variable}={environment[variable]}: must be a number.") from None
+            value = _number(variable, environment) if kind is int else environment[variable]
         if value is not None:
             given[name] = value
     return given
+
+
+def _number(variable: str, environment: Mapping[str, str]) -> int:
+    try:
+        return int(environment[variable])
+    except ValueError:
+        raise UserError(f"{variable}={environment[variable]}: must be a number.") from None
 
 
 def _checked(said: dict) -> Job:
@@ -123,7 +127,10 @@ def _checked(said: dict) -> Job:
         )
     if not re.fullmatch(r".+:\d+", said["coordinator"]):
         said["coordinator"] += f":{PORT}"
-    return Job(**said)
+    place = Job(**said)
+    if not 0 < place.address[1] < 65536:
+        raise UserError(f"{place.coordinator}: ports are numbers from 1 to 65535.")
+    return place
 
 
 def _slurm(environment: Mapping[str, str]) -> dict | None:

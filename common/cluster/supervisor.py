@@ -28,7 +28,7 @@ from common import watchdog
 from common.cluster import job, link
 from common.cluster.channel import Channel
 from common.cluster.roster import EXIT_LOST, GRACE, TICK, Limits, Roster, ticks
-from common.errors import UserError
+from common.errors import UserError, told
 
 _SAY = 1.0  # seconds between two reports
 _SHOW = 2.0  # seconds that a child has to show what it is at before it is ended
@@ -108,8 +108,8 @@ def _be_child(place: job.Job, connection: socket.socket, work: Callable[[], int]
     except BaseException as error:
         # Where another process was lost, what fails here is no news: the supervisor ends us first.
         time.sleep(_PATIENCE)
-        if isinstance(error, UserError):
-            print(f"error: {error}", file=sys.stderr)
+        if (message := told(error)) is not None:
+            print(f"error: {message}", file=sys.stderr)
             status = 2
         else:
             traceback.print_exc()
@@ -138,7 +138,7 @@ class _Supervisor:
                 roster.start()
             self._roster = self._connect(limits.join)
             if self._roster is None:
-                return 128 + self._signal
+                return EXIT_LOST if self._signal is None else 128 + self._signal
             hello = {"index": self._job.index, "count": self._job.count, "terms": terms}
             self._roster.send(host=socket.gethostname(), pid=self._child, **hello)
             status = self._watch(limits)
@@ -163,22 +163,21 @@ class _Supervisor:
                 os.kill(self._child, signal.SIGKILL)
 
     def _connect(self, patience: float) -> Channel | None:
-        """Returns the connection to the roster; None where a signal came first.
-
-        Raises:
-            UserError: it cannot be reached.
-        """
+        """Returns the connection to the roster; None where a signal came first, or nothing."""
         last = time.monotonic() + patience
         while self._signal is None:
             try:
                 return Channel(socket.create_connection(self._job.address, timeout=5.0))
             except OSError as error:
                 if time.monotonic() > last:
-                    raise UserError(
-                        f"Process {self._job.index} of {self._job.count} ({self._job.found_by}) "
-                        f"could not reach process 0 at {self._job.coordinator} within "
-                        f"{patience:.0f} s: {error}. Was it started, and is that address right?"
-                    ) from error
+                    print(
+                        f"error: process {self._job.index} of {self._job.count} "
+                        f"({self._job.found_by}) could not reach process 0 at "
+                        f"{self._job.coordinator} within {patience:.0f} s: {error}. Was it "
+                        "started, and is that address right?",
+                        file=sys.stderr,
+                    )
+                    return None
                 time.sleep(TICK)
         return None
 

@@ -37,8 +37,8 @@ def run(
         from apache_beam.options.pipeline_options import PipelineOptions
     except ImportError as error:
         raise UserError(
-            f"--runner={runner} needs Apache Beam: pip install 'zoetrope[beam]'; or use "
-            "--runner=local."
+            f"--runner={runner} needs Apache Beam: pip install -e '.[beam]' in the checkout; or "
+            "use --runner=local."
         ) from error
     tasks = [task for shard in output.unfinished() for task in output.remaining(shard)]
     begun = {task.shard for task in tasks}

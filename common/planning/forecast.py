@@ -82,7 +82,7 @@ class Part:
     compute_dtype: str
     flops: float
     memory: Memory
-    fits: bool | None  # None where no compiler says
+    fits: bool | None  # None where no compiler says and what is known does
     moved: float | None  # bytes to and from memory
     compiled: Compiled | None = None  # None where it does not fit, and for GPUs
     largest_batch: tuple[int, int | None] | None = None  # that fits, and a larger one that does not

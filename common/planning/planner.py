@@ -80,8 +80,9 @@ def _part(config: Any, topology: Topology, find_batch: bool, create: Any) -> Par
         fits=None,
         moved=None,
     )
-    if topology.devices is None:
-        return dataclasses.replace(known, moved=_least_moved(program))
+    if topology.devices is None:  # nothing is known of temporaries, but without them it must fit
+        fits = None if known.memory.total <= topology.chip.memory else False
+        return dataclasses.replace(known, fits=fits, moved=_least_moved(program))
     result = compiled_program.compile_step(program)
     known = dataclasses.replace(
         known,

@@ -176,7 +176,7 @@ def _near(place: str) -> str:
 
 def _run(forecast: Forecast) -> Iterator[str]:
     hours, gpu = forecast.hours, forecast.platform == "gpu"
-    if hours is None:
+    if hours is None or any(part.fits is False for part in forecast.parts):
         yield "The run does not fit as it is; see docs/training.md, When it does not fit."
         return
     steps = sum(part.steps for part in forecast.parts)

@@ -81,7 +81,7 @@ def _tpus(name: str, kind: str, count: int) -> tuple[jax.Device, ...]:
     if importlib.util.find_spec("libtpu") is None:
         raise UserError(
             f"--topology={name} needs the TPU compiler, which is not installed: pip install "
-            "'zoetrope[tpu]' (or '.[tpu]' in a checkout); Linux on x86-64 has it."
+            "-e '.[tpu]' in the checkout; Linux on x86-64 has it."
         )
     from jax.experimental import topologies
 

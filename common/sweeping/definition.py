@@ -155,16 +155,21 @@ def _check(sweep: Sweep, path: str) -> None:
         if name in names[:number]:
             raise UserError(f"{path} lists the run {name} twice.")
     for name, overrides in zip(names, sweep.runs, strict=True):
-        config = _configuration(sweep.config, overrides, f"{path}, run {name}")
+        config = configuration(sweep.config, overrides, f"{path}, run {name}")
         if sweep.metric.startswith("validation/") and not config.validation.data:
             raise UserError(
                 f"{path} compares runs by {sweep.metric}, but run {name} has no clips held out. "
                 "Set config.validation.data, in the config or in the runs, or name another metric."
             )
+        if sweep.metric.startswith("validation/") and config.validation.every > config.steps:
+            raise UserError(
+                f"{path} compares runs by {sweep.metric}, but run {name} of {config.steps} steps "
+                f"is validated every {config.validation.every}: lower config.validation.every."
+            )
 
 
-def _configuration(file: str, overrides: Overrides, where: str) -> ConfigDict:
-    """What ``common.train`` would train with."""
+def configuration(file: str, overrides: Overrides, where: str) -> ConfigDict:
+    """Returns what ``common.train`` would train with; errors begin with `where`."""
     argv = ["common.train", f"--config={file}", *flags_of(overrides)]
     values = flags.FlagValues()
     config_lib.define_flag(values, argv)
@@ -173,5 +178,5 @@ def _configuration(file: str, overrides: Overrides, where: str) -> ConfigDict:
         return config_lib.load(values)
     except UserError as error:
         raise UserError(f"{where}: {error}") from None
-    except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
+    except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
         raise UserError(f"{where}: {config_lib.explain(argv, error)}") from None

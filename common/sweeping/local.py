@@ -13,11 +13,13 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import FrameType
 
+from common.errors import UserError
 from common.sweeping.definition import Overrides, Sweep, flags_of
 from common.sweeping.results import OUTCOME, write_outcome
 
 LOG = "log.txt"  # in the folder of a run: what it said, of every time it was started
 _POLL = 0.2  # seconds
+_GPUS = "CUDA_VISIBLE_DEVICES"
 
 
 class Interrupted(Exception):
@@ -46,7 +48,11 @@ def slots(parallel: int, gpus: int) -> list[Slot]:
 
     Args:
         parallel: runs at a time; they share the cores out among them.
-        gpus: >0: so many GPUs, each of which has one run at a time; replaces ``parallel``.
+        gpus: >0: so many GPUs, of those that the environment allows, each of which has one run at
+            a time; replaces ``parallel``.
+
+    Raises:
+        UserError: it allows fewer.
     """
     number = gpus or parallel
     shares: list[frozenset[int] | None] = [None] * number
@@ -55,10 +61,11 @@ def slots(parallel: int, gpus: int) -> list[Slot]:
         if number <= len(cores):
             shares = [frozenset(cores[n * len(cores) // number : (n + 1) * len(cores) // number])
                       for n in range(number)]  # fmt: skip
-    return [
-        Slot(share, {"CUDA_VISIBLE_DEVICES": str(n)} if gpus else {})
-        for n, share in enumerate(shares)
-    ]
+    devices = os.environ.get(_GPUS)
+    numbers = [str(n) for n in range(gpus)] if devices is None else devices.split(",")
+    if len(numbers) < gpus:
+        raise UserError(f"--gpus={gpus}, but {_GPUS}={devices} leaves fewer.")
+    return [Slot(share, {_GPUS: numbers[n]} if gpus else {}) for n, share in enumerate(shares)]
 
 
 @dataclasses.dataclass
@@ -87,13 +94,12 @@ def run(
 
     Raises:
         Interrupted: SIGTERM or SIGINT arrived. Every run was told, saved its state, and goes on
-            when the sweep is started again.
+            when the sweep is started again. A second signal ends them at once.
     """
     queue, free, running = list(waiting), list(places), []
-    with _noticing_signals() as arrived:
+    with _noticing_signals() as arrived, _stopped_in_the_end(running, arrived):
         while queue or running:
             if arrived:
-                _stop(running)
                 raise Interrupted(arrived[0])
             while queue and free:
                 name, overrides = queue.pop(0)
@@ -133,12 +139,20 @@ def _start(sweep: Sweep, overrides: Overrides, folder: pathlib.Path, slot: Slot)
     return process
 
 
-def _stop(running: Sequence[_Running]) -> None:
-    for one in running:
-        with contextlib.suppress(ProcessLookupError):
+@contextlib.contextmanager
+def _stopped_in_the_end(running: Sequence[_Running], arrived: Sequence[int]) -> Iterator[None]:
+    """Leaves no run behind, whatever happened: tells those that go on to stop, and waits."""
+    try:
+        yield
+    finally:
+        before = len(arrived)
+        for one in running:
             one.process.send_signal(signal.SIGTERM)
-    for one in running:
-        one.process.wait()
+        while any(one.process.poll() is None for one in running):
+            if len(arrived) > max(before, 1):
+                for one in running:
+                    one.process.kill()
+            time.sleep(_POLL)
 
 
 @contextlib.contextmanager

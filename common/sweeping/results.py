@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import difflib
 import io
 import json
 import math
@@ -16,7 +17,7 @@ from typing import Any
 from common import config as config_lib
 from common.data import files
 from common.errors import UserError
-from common.sweeping.definition import Overrides, Sweep, keys_of, name_of
+from common.sweeping.definition import Overrides, Sweep, configuration, keys_of, name_of
 
 OUTCOME = "sweep_run.json"  # in the folder of each run that ended
 DONE, FAILED, UNFINISHED, NOT_BEGUN = "done", "failed", "not finished", "not begun"
@@ -72,6 +73,48 @@ def collect(sweep: Sweep, workdir: pathlib.Path) -> list[Result]:
         value = _metric(folder, sweep.metric) if folder.exists() else None
         found.append(Result(overrides, folder, _status(folder), value))
     return found
+
+
+def refuse_changed(sweep: Sweep, workdir: pathlib.Path) -> None:
+    """Checks that what was trained is what the sweep describes.
+
+    Raises:
+        UserError: a run has another configuration than its file gives now; names the keys.
+    """
+    for name, overrides in zip(sweep.names(), sweep.runs, strict=True):
+        if not (workdir / name / config_lib.FILE_NAME).exists():
+            continue
+        before = config_lib.read(workdir / name)
+        now = configuration(sweep.config, overrides, name)
+        changes = config_lib.differences(before, now)
+        if before.steps != now.steps and not any(line.startswith("steps:") for line in changes):
+            changes.append(f"steps: {before.steps} there, {now.steps} now")
+        if changes:
+            raise UserError(
+                f"{workdir / name} was trained with another configuration than {sweep.config} "
+                "gives now:\n"
+                + "\n".join(f"  config.{line}" for line in changes)
+                + "\nUse another --workdir or the same values."
+            )
+
+
+def check_metric(sweep: Sweep, folder: pathlib.Path) -> None:
+    """Checks that a run that is done has what the sweep compares by.
+
+    Raises:
+        UserError: no such metric was ever written; names the nearest.
+    """
+    from common import metrics, validation  # slow to import: JAX
+
+    prefix = _VALIDATION if sweep.metric.startswith(_VALIDATION) else ""
+    rows = _rows(folder / (validation.FILE_NAME if prefix else metrics.FILE_NAME))
+    known = sorted({f"{prefix}{key}" for row in rows for key in row})
+    if sweep.metric not in known:
+        near = difflib.get_close_matches(sweep.metric, known, 3, 0.0)
+        raise UserError(
+            f"{folder} has no metric {sweep.metric!r}, by which the sweep compares; it has "
+            f"{', '.join(near) or 'none'}{', ...' if len(known) > len(near) else ''}."
+        )
 
 
 def write_outcome(folder: pathlib.Path, status: int, seconds: float) -> None:
@@ -207,6 +250,8 @@ def write(sweep: Sweep, results: Sequence[Result], workdir: pathlib.Path) -> str
     if found[0].complete:
         made["best_config.py"] = best_config(sweep, found[0])
     workdir.mkdir(parents=True, exist_ok=True)
+    for name in {"plot.png", "best_config.py"} - made.keys():  # of what was there before
+        (workdir / name).unlink(missing_ok=True)
     for name, content in made.items():
         data = content if isinstance(content, bytes) else content.encode()
         files.write_whole(os.fspath(workdir / name), data)

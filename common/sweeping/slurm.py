@@ -24,8 +24,15 @@ def script(
         names: runs to make, each a task of the array.
         parallel: how many at a time; 0: as many as the cluster grants.
         options: further options of sbatch, as on its command line.
+
+    Raises:
+        UserError: a quote in the options is not closed.
     """
     at_a_time = f"%{parallel}" if parallel else ""
+    try:
+        shlex.split(options)
+    except ValueError as error:
+        raise UserError(f"--sbatch={options}: {error}.") from None
     directives = [
         f"--job-name={shlex.quote(workdir.name)}",
         f"--array=0-{len(names) - 1}{at_a_time}",
@@ -33,7 +40,7 @@ def script(
         "--open-mode=append",
         "--requeue",
         "--signal=B:TERM@120",  # training saves its state and ends; the next start continues it
-        *shlex.split(options),
+        *([options] if options else []),  # a line may hold several
     ]
     here = pathlib.Path.cwd()
     program = [

@@ -25,7 +25,7 @@ def parse(*arguments: str):
     config_lib.define_flag(values, argv)
     try:
         values(argv)
-    except (flags.Error, AttributeError, KeyError, TypeError) as error:
+    except (flags.Error, AttributeError, KeyError, TypeError, OSError) as error:
         raise UserError(config_lib.explain(argv, error)) from None
     return config_lib.load(values)
 
@@ -65,9 +65,10 @@ def test_a_mistake_is_named_with_what_would_be_right(argument, says):
     assert says in str(error.value)
 
 
-def test_a_missing_file_is_named_with_the_nearest_one():
+@pytest.mark.parametrize("overrides", [(), ("--config.steps=3",)])
+def test_a_missing_file_is_named_with_the_nearest_one(overrides):
     with pytest.raises(UserError, match="no file 'configs/bas.py'. Did you mean 'configs/base.py'"):
-        parse("--config=configs/bas.py")
+        parse("--config=configs/bas.py", *overrides)
 
 
 def test_a_variant_of_a_file_that_has_none_is_an_error():

@@ -205,7 +205,7 @@ def test_help_answers_at_once():
 
 @pytest.mark.slow
 def test_beam_makes_the_same_bytes(source, finished, tmp_path):
-    pytest.importorskip("apache_beam", reason="needs the extra beam: pip install zoetrope[beam]")
+    pytest.importorskip("apache_beam", reason="needs the extra beam: pip install -e .[beam]")
     whole, _, options = finished
     done = ingest(source, tmp_path, *options, "--runner=DirectRunner")
     assert done.returncode == 0, done.stderr
@@ -220,7 +220,7 @@ def test_without_beam_the_message_says_what_to_install(source, tmp_path):
         import apache_beam  # noqa: F401
     except ImportError:
         done = ingest(source, tmp_path, "--runner=DirectRunner")
-        assert done.returncode == 2 and "pip install 'zoetrope[beam]'" in done.stderr
+        assert done.returncode == 2 and "pip install -e '.[beam]'" in done.stderr
     else:
         done = ingest(source, tmp_path, "--runner=NoSuchRunner")
         assert done.returncode == 2 and "NoSuchRunner" in done.stderr

@@ -6,6 +6,10 @@ import subprocess
 import sys
 
 import pytest
+import tiny_brave
+
+from common import config as config_lib
+from common.sweeping import results
 
 ROOT = pathlib.Path(__file__).parents[2]
 CONFIG = """
@@ -84,7 +88,7 @@ def test_slurm_gets_an_array_of_what_is_not_done_and_its_jobs_make_one_run_each(
     printed = _sweep(*options, "--slurm=print", "--sbatch=--gres=gpu:1 --time=4:00:00")
     assert printed.returncode == 0, printed.stderr
     lines = printed.stdout.splitlines()
-    assert {"#SBATCH --array=0-1%7", "#SBATCH --gres=gpu:1", "#SBATCH --time=4:00:00"} <= set(lines)
+    assert {"#SBATCH --array=0-1%7", "#SBATCH --gres=gpu:1 --time=4:00:00"} <= set(lines)
     assert not workdir.exists()
 
     bin_folder.mkdir()
@@ -112,6 +116,41 @@ def test_without_slurm_the_script_is_kept(sweep_file, tmp_path):
     assert done.returncode == 2
     assert f"There is no sbatch on this machine. The script is {tmp_path}/w/sweep" in done.stderr
     assert (tmp_path / "w" / "sweep.sbatch").exists()
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (["--sbatch=--time=1:00"], "--sbatch goes with --slurm"),
+        (["--slurm=print", "--report"], "does not go with --report"),
+        (["--slurm=print", "--only=x"], "does not go with --only"),
+        (["--slurm=print", "--sbatch=--comment='a"], "No closing quotation"),
+    ],
+)
+def test_flags_that_would_be_ignored_are_refused(sweep_file, tmp_path, options, message):
+    done = _sweep(f"--sweep={sweep_file(1)}", f"--workdir={tmp_path}/w", *options)
+    assert done.returncode == 2 and message in done.stderr
+
+
+def test_what_was_trained_with_another_configuration_is_not_compared(sweep_file, tmp_path):
+    options = [f"--sweep={sweep_file(1)}", f"--workdir={tmp_path}/w"]
+    folder = tmp_path / "w" / "optimizer.warmup_steps=1"
+    trained = tiny_brave.get_config(
+        log_every=1, data__train="fake", optimizer__warmup_steps=1, steps=2
+    )
+    config_lib.claim(trained, folder)
+    results.write_outcome(folder, 0, 1.0)
+    done = _sweep(*options)
+    assert done.returncode == 2 and "config.steps: 2 there, 3 now" in done.stderr, done.stderr
+    assert "optimizer.warmup_steps=1 was trained with another configuration" in done.stderr
+
+
+def test_a_config_that_is_not_there_is_named(sweep_file, tmp_path):
+    path = sweep_file(1)
+    path.write_text(path.read_text().replace("config.py", "cnfig.py"))
+    done = _sweep(f"--sweep={path}", f"--workdir={tmp_path}/w")
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert "cnfig.py" in done.stderr and "Did you mean" in done.stderr
 
 
 def test_a_run_that_is_not_in_the_sweep_is_refused(sweep_file, tmp_path):

@@ -60,6 +60,12 @@ def test_an_indexed_job_of_kubernetes_numbers_its_pods():
         ({}, ["--processes=2"], "--coordinator=HOST:PORT and --process are not given"),
         ({"JAX_PROCESS_ID": "0"}, ["--coordinator=a:1"], "--processes is not given"),
         ({"JAX_NUM_PROCESSES": "two"}, [], "JAX_NUM_PROCESSES=two: must be a number"),
+        (
+            {"JAX_NUM_PROCESSES": "2", "JOB_COMPLETION_INDEX": "x"},
+            ["--coordinator=a:1"],
+            "JOB_COMPLETION_INDEX=x: must be a number",
+        ),
+        ({}, ["--coordinator=a:99999", "--processes=2", "--process=0"], "from 1 to 65535"),
         ({}, ["--coordinator=a:1", "--processes=2", "--process=2"], "count from 0 to 1"),
         ({**OPEN_MPI, "OMPI_COMM_WORLD_LOCAL_SIZE": "2"}, [], "--coordinator=HOST:PORT is not"),
     ],

@@ -21,6 +21,13 @@ def test_a_run_is_forecast_without_its_data_and_without_tensorflow(tmp_path):
 
 
 @pytest.mark.slow
+def test_a_file_that_cannot_be_written_is_told_before_anything_is_compiled(tmp_path):
+    done = run_module("common.plan", CONFIG, "--topology=h100:2", f"--json={tmp_path}")
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr.startswith("error: ") and str(tmp_path) in done.stderr
+
+
+@pytest.mark.slow
 def test_a_mistake_is_one_line_and_status_2():
     done = run_module("common.plan", CONFIG, "--topology=v5e:3")
     assert done.returncode == 2

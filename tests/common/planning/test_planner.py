@@ -51,6 +51,13 @@ def test_flops_and_bytes_of_a_graphics_card_are_those_of_the_products():
     assert part.fits is None and part.compiled is None
 
 
+def test_what_does_not_fit_even_without_temporaries_is_told_of_any_chip():
+    found = forecast(batch_size=4 * 10**11)
+    assert [part.fits for part in found.parts] == [False]
+    text = "\n".join(report.lines(found))
+    assert "DOES NOT FIT" in text and "The run does not fit as it is" in text
+
+
 def test_every_part_of_a_curriculum_is_reported_with_its_steps():
     found = forecast(
         steps=100, batch_size=16, curriculum=("0:", "60: batch_size=32 | batch_size=16"), price=3.0

@@ -11,6 +11,7 @@ import time
 import pytest
 import toy_method
 
+from common.errors import UserError
 from common.sweeping import local, results
 from common.sweeping.definition import Sweep, grid
 
@@ -51,6 +52,37 @@ def test_one_that_fails_stops_no_other_and_is_tried_again(tmp_path):
     assert first != second
     _, again = _train(runs, tmp_path, local.slots(1, 0))
     assert [name for name, *_ in again] == ["steps=-1"]
+
+
+@pytest.mark.slow
+def test_a_second_signal_ends_a_run_that_hangs(tmp_path, monkeypatch):
+    sleeper = "import signal, sys, time; signal.signal(signal.SIGTERM, lambda *_: None)"
+    program = [sys.executable, "-c", f"{sleeper}; print('up', flush=True); time.sleep(600)"]
+    monkeypatch.setattr(local, "command", lambda *_: program)
+
+    def stop():
+        while "up" not in (log.read_text() if log.exists() else ""):
+            time.sleep(0.05)
+        for _ in range(2):
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(1.0)
+
+    log = tmp_path / "defaults" / local.LOG
+    threading.Thread(target=stop).start()
+    with pytest.raises(local.Interrupted):
+        _train([{}], tmp_path, local.slots(1, 0))
+
+
+def test_runs_get_the_gpus_that_the_environment_allows(monkeypatch):
+    def of(gpus):
+        return [slot.environment.get("CUDA_VISIBLE_DEVICES") for slot in local.slots(1, gpus)]
+
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert (of(0), of(2)) == ([None], ["0", "1"])
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,GPU-7")
+    assert (of(0), of(2)) == ([None], ["2", "GPU-7"])
+    with pytest.raises(UserError, match="leaves fewer"):
+        of(3)
 
 
 @pytest.mark.slow

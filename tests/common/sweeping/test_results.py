@@ -56,6 +56,15 @@ def test_a_training_metric_is_the_mean_over_the_last_tenth(tmp_path):
     assert results.collect(sweep, tmp_path)[0].value is None
 
 
+def test_a_metric_that_no_run_has_is_named_with_its_like(tmp_path):
+    folder = _run(tmp_path, {}, [{"step": 1, "loss": 2.0, "top1": 0.5}], TRAINING)
+    results.check_metric(Sweep("any", [{}], metric="loss"), folder)
+    with pytest.raises(UserError, match="no metric 'los', by which .*; it has loss, "):
+        results.check_metric(Sweep("any", [{}], metric="los"), folder)
+    with pytest.raises(UserError, match="no metric 'validation/loss'.*it has none"):
+        results.check_metric(Sweep("any", [{}]), folder)
+
+
 def test_runs_are_done_failed_not_finished_or_not_begun(tmp_path):
     for run, status in zip(SWEEP.runs, (0, 2, None), strict=False):
         _run(tmp_path, run, _losses(1.0), status=status)
