@@ -77,7 +77,7 @@ class Checkpoints:
         for step in reversed(steps(self._folder)):
             problem = damage(self._folder / str(step))
             if problem is None:
-                self._check_config(step)
+                self._tell_changes(step)
                 return step
             self._set_aside(step, problem)
         return None
@@ -170,14 +170,14 @@ class Checkpoints:
             "the same command again: it continues from there."
         )
 
-    def _check_config(self, step: int) -> None:
+    def _tell_changes(self, step: int) -> None:
         saved = (self._folder / str(step) / "config" / "metadata").read_text()
         changes = config_lib.differences(config_lib.from_json(saved), self._config)
-        if changes:
-            raise UserError(
-                f"The checkpoint {self._folder / str(step)} was saved under another configuration:"
-                "\n" + "\n".join(f"  config.{line}" for line in changes)
-            )
+        if changes:  # config.json was edited since, as its check advises where it is meant
+            _log.warning(
+                "the checkpoint %s was saved under another configuration:\n%s",
+                self._folder / str(step), "\n".join(f"  config.{line}" for line in changes),
+            )  # fmt: skip
 
     def _set_aside(self, step: int, problem: str) -> None:
         source = self._folder / str(step)

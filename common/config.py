@@ -10,6 +10,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import json
+import math
 import os
 import pathlib
 import re
@@ -58,6 +59,16 @@ _SECONDS = tuple(
     f"hosts.{name}"
     for name in ("join_timeout", "heartbeat_timeout", "stall_timeout", "stacks_after")
 )
+# What these stand for in the methods' parts; lengths, counts and rates, or shares.
+_ABOVE_ZERO = re.compile(
+    "candidates|default_audio_rate|default_frame_rate|depth|embedding_dim|evaluation_frames|"
+    "evaluation_pieces|evaluation_words|fft_step|fft_window|frame_rate|grid_size|heads|hidden|"
+    "max_frames|max_pieces|max_words|mel_bins|mlp_ratio|num_frames|num_samples|patch|positions|"
+    "projection_dim|projector_hidden|resize|sample_rate|size|stride|temperature|width|word_dim|"
+    "words"
+)
+_PROBABILITIES = frozenset(["dropout", "flip"])
+_TEXTS = frozenset(["curriculum", "exclude", "files", "init", "lr_multipliers", "rules"])
 _CHOICES = {
     "accumulation": ("mean", "cached"),
     "compute_dtype": ("auto", "float32", "bfloat16"),
@@ -97,11 +108,14 @@ def explain(argv: list[str], error: Exception) -> str:
         values(["", f"--config={files[-1]}"])
         known = flatten(values.config)
         for key, value in overrides.items():
+            if inner := [name for name in known if name.startswith(f"{key}.")]:
+                return f"config.{key} is a group of keys: {', '.join(inner)}."
             if key not in known:
                 return f"there is no config.{key}.{_nearest_key(key, known)}"
             if f"config.{key}=" in str(error):
                 kind = type(known[key]).__name__
-                return f"--config.{key}={value}: config.{key} must be of type {kind}."
+                example = """, such as "('A', 'B')\"""" if kind == "tuple" else ""
+                return f"--config.{key}={value}: config.{key} must be of type {kind}{example}."
     missing = re.search(r"Flag (--\S+) must have a value other than None", str(error))
     if missing:
         return f"{missing[1]} is missing."
@@ -173,6 +187,23 @@ def check(config: ConfigDict) -> None:
     for key in ("ema_decay", "data.max_bad_share"):
         if not 0 <= flat[key] < 1:
             raise UserError(f"config.{key} is {flat[key]}; it must be in [0, 1).")
+    for key, value in flat.items():
+        _check_value(key, key.rpartition(".")[2], value)
+
+
+def _check_value(key: str, name: str, value: Any) -> None:
+    """Checks one value by what keys of its name stand for, in whatever part they are."""
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if number and math.isnan(value):
+        raise UserError(f"config.{key} is not a number.")
+    if number and _ABOVE_ZERO.fullmatch(name) and not value > 0:
+        raise UserError(f"config.{key} is {value}; it must be above 0.")
+    if number and name in _PROBABILITIES and not 0 <= value <= 1:
+        raise UserError(f"config.{key} is {value}; it must be from 0 to 1.")
+    if name == "blocks" and not (value and all(isinstance(n, int) and n > 0 for n in value)):
+        raise UserError(f"config.{key} is {value!r}; it must be block counts such as (3, 4, 6, 3).")
+    if name in _TEXTS and not all(isinstance(text, str) for text in value):
+        raise UserError(f"config.{key} is {value!r}; it must be texts such as ('A', 'B').")
 
 
 def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
@@ -243,17 +274,23 @@ def read(workdir: str | os.PathLike[str]) -> ConfigDict:
         raise UserError(f"{path} is not valid JSON ({error}); restore it by hand.") from None
 
 
-def claim(config: ConfigDict, workdir: str | os.PathLike[str]) -> None:
+def claim(config: ConfigDict, workdir: str | os.PathLike[str], begun: bool = True) -> None:
     """Saves the configuration into ``workdir``, or checks it against the one that is there.
 
     A run continues only under the configuration it began with; keys in `HARMLESS` may change, and
     ``steps`` may too where the learning rate does not depend on it.
 
+    Args:
+        config: of the run.
+        workdir: its folder.
+        begun: whether anything was trained there; else a configuration that is there, such as one
+            with a mistake, is replaced.
+
     Raises:
         UserError: the workdir belongs to a run with another configuration; names every difference.
     """
     path = pathlib.Path(workdir) / FILE_NAME
-    if path.exists():
+    if path.exists() and begun:
         changes = differences(read(workdir), config)
         if changes:
             raise UserError(

@@ -1,7 +1,8 @@
 """Embeds files with a bundle: ``python -m common.embed --bundle=DIR --output=OUT.npz FILE ...``.
 
 A folder stands for all media files below it. The output holds ``features``, float32 (N, D),
-``paths`` in the same order, and the name of the ``encoder``. Made with an encoder that shares a
+``paths`` in the same order, the name of the ``encoder`` and the digest of the ``model``'s weights.
+Files that cannot be read are named and left out. Made with an encoder that shares a
 space with text, such as MIL-NCE's ``--encoder=video_joint``, it is what `common.search` searches.
 """
 
@@ -9,6 +10,7 @@ from __future__ import annotations
 
 import os
 import pathlib
+import sys
 
 from absl import flags
 
@@ -40,20 +42,31 @@ def main(argv: list[str]) -> None:
         raise UserError(f"{output} exists already; nothing was done. Name another --output.")
     import numpy as np
 
-    from common.weights import load_bundle
+    from common.weights import load_bundle, loading
+    from common.weights.bundle import named
 
     heap.tidy_after_compiling()
     files = _files(paths)
     bundle = load_bundle(FLAGS.bundle)
-    if FLAGS.encoder == "audio":
-        features_ND = bundle.embed_audio(files)
-    else:
-        features_ND = bundle.embed_videos(files, FLAGS.encoder)
     output.parent.mkdir(parents=True, exist_ok=True)
     partial = output.with_name(f"{output.stem}.partial.npz")
-    np.savez(partial, features=features_ND, paths=np.array(files), encoder=FLAGS.encoder)
+    with open(partial, "wb") as file:  # before the work: what cannot be written is told at once
+        features_ND, bad = bundle.embed_readable(files, FLAGS.encoder)
+        read = [path for path in files if path not in bad]
+        if not read:
+            partial.unlink()
+            raise UserError(f"none of {len(files)} files can be embedded:\n{named(bad)}")
+        np.savez(
+            file,
+            features=features_ND,
+            paths=np.array(read),
+            encoder=FLAGS.encoder,
+            model=loading.fingerprint(bundle.model.model),
+        )
     os.replace(partial, output)
-    print(f"{output}: features {features_ND.shape} of {len(files)} files")
+    if bad:
+        print(f"{len(bad)} of {len(files)} files are left out:\n{named(bad)}", file=sys.stderr)
+    print(f"{output}: features {features_ND.shape} of {len(read)} files")
 
 
 def _files(paths: list[str]) -> list[str]:

@@ -4,7 +4,8 @@ import errno
 
 # Disk or quota used up; what the user may not do with a file, or what is none.
 _FULL = (errno.ENOSPC, errno.EDQUOT)
-_OF_USERS = (*_FULL, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR)
+_OF_USERS = (*_FULL, errno.EACCES, errno.EPERM, errno.EROFS, errno.EEXIST)
+_OF_USERS += (errno.ENOTDIR, errno.EISDIR)
 
 
 class UserError(Exception):

@@ -94,7 +94,12 @@ def _parse_flags(argv: list[str]) -> list[str]:
         app.usage(shorthelp=True, writeto_stdout=True)
         sys.exit(0)
     try:
-        return flags.FLAGS(argv)
+        rest = flags.FLAGS(argv)
+        for name in flags.FLAGS:
+            flag = flags.FLAGS[name]
+            if flag.default is None and flag.value == "" and not name.startswith("config."):
+                raise UserError(f"--{name}= is empty; is a variable of the shell not set?")
+        return rest
     except UserError as error:  # raised by a config file
         message = str(error)
     except (flags.Error, AttributeError, KeyError, TypeError, OSError) as error:

@@ -192,7 +192,8 @@ def _claim(config: Any, workdir: pathlib.Path) -> None:
     """
 
     def claim() -> None:
-        config_lib.claim(config, workdir)
+        trained = [workdir / checkpoint.FOLDER, workdir / metrics_lib.FILE_NAME]
+        config_lib.claim(config, workdir, begun=any(path.exists() for path in trained))
         attachments.keep(config, workdir)
 
     hosts.by_first(claim)

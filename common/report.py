@@ -130,13 +130,13 @@ def _page(body: str, title: str) -> str:
 
 
 def _heading(title: str, config: Any, rows: list[dict[str, float]]) -> str:
-    steps = int(rows[-1]["step"])
+    steps, last = int(rows[-1]["step"]), rows[-1]["loss"]
+    ended = f"to {last:.3f}" if last is not None else "on until it was no finite number any more"
     return (
         f"<h1>What {html.escape(title)} learned</h1>"
         f"<p>{steps:,} of {config.steps:,} steps on batches of {config.batch_size} clips from "
         f"<code>{html.escape(config.data.train)}</code>, seed {config.seed}. "
-        f"The loss went from {rows[0]['loss']:.3f} (step {int(rows[0]['step'])}) to "
-        f"{rows[-1]['loss']:.3f}.</p>"
+        f"The loss went from {rows[0]['loss']:.3f} (step {int(rows[0]['step'])}) {ended}.</p>"
     )
 
 

@@ -62,10 +62,13 @@ def _read_index(path: str, bundle: Bundle, encoder: str) -> tuple[list[str], np.
     """
     import numpy as np
 
+    from common.weights import loading
+
     how = f"Make it with: python -m common.embed --encoder={encoder} --bundle=... --output={path}"
     try:
         with np.load(path, allow_pickle=False) as index:
             features_ND, made_with = index["features"], str(index["encoder"])
+            model = str(index["model"])
             paths = [str(name) for name in index["paths"]]
     except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
         raise UserError(f"--index={path} is no index of videos: {error}. {how}") from error
@@ -74,6 +77,11 @@ def _read_index(path: str, bundle: Bundle, encoder: str) -> tuple[list[str], np.
             f"--index={path} was made with the encoder {made_with} and holds "
             f"{features_ND.shape[-1]} numbers a video; {encoder} of {bundle.path} shares its space "
             f"with text. {how}"
+        )
+    if model != loading.fingerprint(bundle.model.model):
+        raise UserError(
+            f"--index={path} was made with other weights than those of {bundle.path}: what they "
+            f"make does not compare. {how}"
         )
     return paths, features_ND
 

@@ -56,12 +56,15 @@ class DeviceBatches:
         return item
 
     def close(self) -> None:
-        """Ends the thread; what it had prepared is dropped."""
+        """Ends the thread and the reading; what was prepared is dropped."""
         self._closed.set()
         while self._thread.is_alive():
             with contextlib.suppress(queue.Empty):  # it may wait for room
                 self._ready.get_nowait()
             self._thread.join(0.01)
+        # Not left to the end of the program: tf.data, still reading then, would never let go.
+        if hasattr(self._batches, "close"):
+            self._batches.close()
 
     def __enter__(self) -> DeviceBatches:
         return self

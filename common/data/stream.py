@@ -38,6 +38,10 @@ class Stream:
         self._examples: Mapping[str, np.ndarray] = {}
         self._at = 0  # the next of them
 
+    def close(self) -> None:
+        """Ends the reading."""
+        self._iterator = None
+
     def take(self, number: int) -> dict[str, Any] | None:
         """Returns the example of a draw, or None where an error has cost it.
 

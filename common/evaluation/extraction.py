@@ -11,6 +11,10 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
+from ml_collections import ConfigDict
+
+from common import config as config_lib
+from common import precision
 from common.data import sources as sources_lib
 from common.errors import UserError
 from common.evaluation import baselines, embedding, features, random_clips, reading
@@ -96,6 +100,7 @@ class Extraction:
             "inputs": dataclasses.asdict(encoder.inputs),
             "features": kind,
             "weights": weights,
+            "network": _network(self._loaded.config),
             "protocol": dataclasses.asdict(self._protocol),
             "rates": dataclasses.asdict(self._rates),
             "random_clips_seed": self._seed if random else None,
@@ -156,3 +161,10 @@ def _fingerprint(source: sources_lib.Source) -> str:
             facts = os.stat(path)
             digest.update(f"{facts.st_size} {facts.st_mtime_ns}".encode())
     return digest.hexdigest()
+
+
+def _network(config: ConfigDict) -> dict[str, Any]:
+    """Returns what shapes the network beside its weights; files are known by those they gave."""
+    own = {f"model.{key}": value for key, value in config_lib.flatten(config.model).items()}
+    known = {key: value for key, value in own.items() if key not in config.get("files", ())}
+    return known | {"compute_dtype": precision.compute_dtype(config.compute_dtype).name}

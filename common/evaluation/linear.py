@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any
 
 import numpy as np
@@ -39,7 +40,7 @@ class ProbeSettings:
     def __post_init__(self):
         if self.name not in DEFAULT_C:
             raise UserError(f"--probe={self.name}: it must be one of {', '.join(DEFAULT_C)}.")
-        if self.C < 0:
+        if not 0 <= self.C < math.inf:
             raise UserError(f"--C={self.C}: it must be positive, or 0 for the default.")
 
 
@@ -59,7 +60,8 @@ class Split:
         if not self.videos:
             raise UserError(
                 f"{flag}: none of its {len(features.videos)} videos has a label. Ingest them with "
-                "labels: a table with a column 'labels', or --labels_from=folder."
+                "labels: a table with a column 'labels', or --labels_from=folder. Where they come "
+                "from --label_columns, --tables are those of --train and of --test, in that order."
             )
         self._rows_RD = features.rows_RD
         number = {name: i for i, name in enumerate(classes)}
@@ -195,6 +197,8 @@ def _statistics(
 
 def _choose_C(split: Split, classes: int, settings: ProbeSettings) -> tuple[float, str]:
     """Returns the C that does best on training videos held out from the fit, and a note."""
+    if len(split.videos) < 2:
+        raise UserError("--sweep holds out training videos, but --train has one with a label.")
     order = np.random.default_rng(settings.seed).permutation(len(split.videos))
     count = max(1, round(_HELD_OUT * len(order)))
     held, kept = np.sort(order[:count]), np.sort(order[count:])

@@ -82,8 +82,9 @@ def refuse_changed(sweep: Sweep, workdir: pathlib.Path) -> None:
         UserError: a run has another configuration than its file gives now; names the keys.
     """
     for name, overrides in zip(sweep.names(), sweep.runs, strict=True):
-        if not (workdir / name / config_lib.FILE_NAME).exists():
-            continue
+        folder = workdir / name
+        if not (folder / config_lib.FILE_NAME).exists() or _status(folder) == FAILED:
+            continue  # of what failed, the training itself looks whether it may go on
         before = config_lib.read(workdir / name)
         now = configuration(sweep.config, overrides, name)
         changes = config_lib.differences(before, now)

@@ -127,24 +127,35 @@ class Bundle:
     def _embed_files(self, name: str, paths: Sequence[str | os.PathLike[str]]) -> np.ndarray:
         if isinstance(paths, str | os.PathLike):
             raise UserError(f"Give a list of paths, such as [{str(paths)!r}].")
-        encoder = self.model.encoder(name)
+        features_ND, bad = self.embed_readable(paths, name)
+        if bad:
+            raise UserError(f"{len(bad)} of {len(paths)} files cannot be embedded:\n{named(bad)}")
+        return features_ND
+
+    def embed_readable(
+        self, paths: Sequence[str | os.PathLike[str]], encoder: str
+    ) -> tuple[np.ndarray, dict[str, str]]:
+        """Embeds those files that can be read.
+
+        Returns:
+            One feature for each of them, float32 (N, D), in their order, and for the others why
+            not, by path.
+
+        Raises:
+            UserError: the bundle has no such encoder, or it takes no files.
+        """
+        if isinstance(self.model.encoder(encoder).inputs, TextInput):
+            raise UserError(f"The {encoder} encoder takes texts, not files.")
         files = [os.fspath(path) for path in paths]
-        features_ND = np.empty((len(files), encoder.dim), np.float32)
-        bad = []
-        read = functools.partial(self._read_file, files, encoder)
+        features, bad = [], {}
+        read = functools.partial(self._read_file, files, self.model.encoder(encoder))
         for number, outcome in in_order(range(len(files)), read, threads=0):
             if isinstance(outcome, BadClip):
-                bad.append(f"{files[number]}: {outcome}")
-            elif not bad:
-                features_ND[number] = self._embedder(name).all(outcome.inputs).mean(axis=0)
-        if bad:
-            more = f"\n  and {len(bad) - _NAMED} more" if len(bad) > _NAMED else ""
-            raise UserError(
-                f"{len(bad)} of {len(files)} files cannot be embedded:\n  "
-                + "\n  ".join(bad[:_NAMED])
-                + more
-            )
-        return features_ND
+                bad[files[number]] = str(outcome)
+            else:
+                features.append(self._embedder(encoder).all(outcome.inputs).mean(axis=0))
+        width = self.model.encoder(encoder).dim
+        return np.array(features, np.float32).reshape(-1, width), bad
 
     def _read_file(self, files: Sequence[str], encoder: Encoder, number: int) -> Example:
         """Makes the record that ingest would make of a file, and cuts its clips."""
@@ -164,6 +175,13 @@ class Bundle:
             clips = self.protocol.test_clips * self.protocol.test_crops
             cache[name] = Embedder(self.model.encoder(name), self.model.model, clips)
         return cache[name]
+
+
+def named(bad: Mapping[str, str]) -> str:
+    """Lists files and what is wrong with them, a line for each of the first."""
+    lines = [f"  {path}: {why}" for path, why in bad.items()]
+    more = [f"  and {len(lines) - _NAMED} more"] if len(lines) > _NAMED else []
+    return "\n".join(lines[:_NAMED] + more)
 
 
 def load_bundle(path: str | os.PathLike[str]) -> Bundle:

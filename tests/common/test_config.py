@@ -56,12 +56,35 @@ def test_a_key_is_changed_from_the_command_line_and_nothing_else_is():
         ("--config.seed=-1", "config.seed is -1; it must not be negative"),
         ("--config.remat=blocks", "must be one of ('none', 'block') (the nearest is 'block')"),
         ("--config.ema_decay=1.0", "config.ema_decay is 1.0; it must be in [0, 1)"),
+        ("--config.data.default_frame_rate=0.0", "default_frame_rate is 0.0; it must be above 0"),
+        ("--config.optimizer.learning_rate=nan", "optimizer.learning_rate is not a number"),
+        ("--config.init=/a,/b", """must be of type tuple, such as "('A', 'B')\""""),
+        ("--config.mesh.rules=(0,)", "config.mesh.rules is (0,); it must be texts such as"),
+        ("--config.data=3", "config.data is a group of keys: data.block_size, "),
         ("--config.microbatches=3", "batch_size=8 cannot be cut into config.microbatches=3"),
     ],
 )
 def test_a_mistake_is_named_with_what_would_be_right(argument, says):
     with pytest.raises(UserError) as error:
         parse(*VALID, argument)
+    assert says in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("argument", "says"),
+    [
+        ("--config.model.frame_rate=-1.0", "model.frame_rate is -1.0; it must be above 0"),
+        ("--config.model.narrow.stride=0", "narrow.stride is 0; it must be above 0"),
+        ("--config.model.narrow.width=nan", "narrow.width is not a number"),
+        ("--config.model.narrow.blocks=()", "narrow.blocks is (); it must be block counts"),
+        ("--config.model.narrow.blocks=(-1,1)", "it must be block counts such as (3, 4, 6, 3)"),
+        ("--config.model.flip=-1.0", "model.flip is -1.0; it must be from 0 to 1"),
+        ("--config.model.audio.num_samples=0", "audio.num_samples is 0; it must be above 0"),
+    ],
+)
+def test_lengths_rates_and_shares_of_a_method_are_checked_at_once(argument, says):
+    with pytest.raises(UserError) as error:
+        parse("--config=configs/brave_demo.py:smoke", argument)
     assert says in str(error.value)
 
 

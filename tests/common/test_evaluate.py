@@ -1,5 +1,6 @@
 import io
 import json
+import pathlib
 import subprocess
 import sys
 import time
@@ -282,8 +283,14 @@ def test_the_commands_work_from_the_run_to_features_of_a_file(world, tmp_path):
     done = run("export", f"--workdir={world / 'run'}", f"--output={bundle}")
     assert done.returncode == 0, done.stderr
     video = tiny_media.write_video(tmp_path / "a b.mp4")
-    done = run("embed", f"--bundle={bundle}", f"--output={output}", video, video)
+    cut = tmp_path / "cut.mp4"
+    cut.write_bytes(pathlib.Path(video).read_bytes()[:200])
+    done = run("embed", f"--bundle={bundle}", f"--output={output}", cut)
+    assert done.returncode == 2 and "none of 1 files can be embedded" in done.stderr
+    assert not list(tmp_path.glob("*.npz"))
+    done = run("embed", f"--bundle={bundle}", f"--output={output}", video, cut, video)
     assert done.returncode == 0, done.stderr
+    assert f"1 of 3 files are left out:\n  {cut}: " in done.stderr
     with np.load(output) as written:
         assert written["features"].shape == (2, 256)
         assert written["paths"].tolist() == [video, video]

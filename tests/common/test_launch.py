@@ -45,6 +45,17 @@ def test_the_home_is_put_in_where_shells_do_not(tmp_path):
         assert done.stdout == f"arguments: {expected}\n", done.stderr
 
 
+def test_a_flag_that_is_left_empty_is_no_folder():
+    done = subprocess.run(
+        [sys.executable, "-m", "common.train", "--config=configs/brave_demo.py", "--workdir="],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert "--workdir= is empty; is a variable of the shell not set?" in done.stderr
+
+
 @pytest.mark.parametrize(
     "error", ["PermissionError(13, 'Permission denied', 'x')", "OSError(28, 'full', 'x')"]
 )

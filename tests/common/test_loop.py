@@ -197,6 +197,15 @@ def test_another_configuration_is_refused_before_anything_is_done(whole_run):
     assert {p: p.read_bytes() for p in whole_run[0].rglob("*") if p.is_file()} == before
 
 
+def test_a_folder_in_which_nothing_was_trained_takes_a_configuration_that_was_mended(tmp_path):
+    with pytest.raises(UserError, match="nowhere"):
+        loop.train(Toy(), get_config(steps=2, init=("nowhere",)), tmp_path, ToyData())
+    loop.train(Toy(), get_config(steps=2), tmp_path, ToyData())
+    assert losses(tmp_path)
+    with pytest.raises(UserError, match="another configuration"):
+        loop.train(Toy(), get_config(steps=2, seed=1), tmp_path, ToyData())
+
+
 def test_two_runs_do_not_share_a_folder(tmp_path):
     before = set(tmp_path.iterdir())
     with locks.exclusive(tmp_path / ".lock", "held by the test"):

@@ -1,12 +1,15 @@
-"""A search says of a text when no word of it is known, whatever the text encoder reads."""
+"""A search says when no word of a text is known, and takes no index of other weights."""
 
 import types
 
 import numpy as np
+import pytest
 import tiny_brave
 from tool_flags import tool_flags
 
 from common import search
+from common.errors import UserError
+from common.weights import loading
 from configs import frozen_base
 
 
@@ -24,14 +27,22 @@ def test_a_text_of_which_all_word_pieces_are_unknown_is_named(tmp_path, capsys, 
         path="bundle",
     )
     monkeypatch.setattr("common.weights.load_bundle", lambda _: bundle)
-    np.savez(
-        tmp_path / "index.npz",
-        features=np.ones((1, dim), np.float32),
-        paths=np.array(["one.mp4"]),
-        encoder="video_joint",
-    )
+
+    def write_index(model):
+        np.savez(
+            tmp_path / "index.npz",
+            features=np.ones((1, dim), np.float32),
+            paths=np.array(["one.mp4"]),
+            encoder="video_joint",
+            model=model,
+        )
+
+    write_index(loading.fingerprint(model.model))
     with tool_flags(search, "--bundle=bundle", f"--index={tmp_path / 'index.npz'}"):
         search.main(["search", "a ball", "xyzzy plugh", "balls"])
+        write_index("of other weights")
+        with pytest.raises(UserError, match="made with other weights than those of bundle"):
+            search.main(["search", "a ball"])
     known, unknown, inner = capsys.readouterr().out.strip().split("\n\n")
     assert "no word that the text encoder knows" in unknown
     assert "knows" not in known + inner

@@ -57,6 +57,21 @@ def test_closing_ends_the_thread(sharding):
         next(batches)
 
 
+def test_closing_ends_the_reading(sharding):
+    ended = []
+
+    def reading():
+        try:
+            yield from count()
+        finally:
+            ended.append(True)
+
+    batches = DeviceBatches(reading(), sharding, 2)
+    next(batches)
+    batches.close()
+    assert ended == [True]
+
+
 def test_an_error_in_the_thread_is_raised_where_batches_are_taken(sharding):
     def failing():
         yield from count(2)
