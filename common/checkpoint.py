@@ -162,8 +162,9 @@ class Checkpoints:
                 (folder / _DIGESTS).write_text(json.dumps(digests, indent=1, sort_keys=True))
 
     def _failed(self, error: Exception) -> UserError:
-        whole = [step for step in steps(self._folder) if not damage(self._folder / str(step))]
-        kept = f"step {whole[-1]} is the newest whole one" if whole else "there is no other yet"
+        newest = reversed(steps(self._folder))
+        whole = next((step for step in newest if not damage(self._folder / str(step))), None)
+        kept = f"step {whole} is the newest whole one" if whole else "there is no other yet"
         return UserError(
             f"Saving the checkpoint of step {self._saving} into {self._folder} failed: {error}\n"
             f"Earlier checkpoints are untouched ({kept}). Is the disk full? Make room and start "
@@ -213,7 +214,11 @@ def damage(checkpoint: pathlib.Path) -> str | None:
     for name, digest in expected.items():
         if name not in present:
             return f"{name} is missing"
-        if _digest(checkpoint / name) != digest:
+        try:
+            found = _digest(checkpoint / name)
+        except OSError as error:
+            return f"{name} cannot be read: {error.strerror}"
+        if found != digest:
             return f"{name} is not what was written"
     return None
 

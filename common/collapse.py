@@ -37,17 +37,21 @@ def measure(embeddings: Embeddings) -> dict[str, jax.Array]:
     for name, values_BD in embeddings.items():
         values_BD = jax.lax.stop_gradient(values_BD).astype(jnp.float32)
         values_BD = values_BD.reshape(-1, values_BD.shape[-1])
-        batch, dims = values_BD.shape
+        # A constant that a method puts beside its embeddings, as the bias of a sigmoid loss.
+        constant_D = (values_BD == values_BD[0]).all(axis=0) & (values_BD[0] != 0)
+        values_BD = jnp.where(constant_D, 0, values_BD)
+        batch, dims = len(values_BD), jnp.maximum((~constant_D).sum(), 1)
         norms_B1 = jnp.linalg.norm(values_BD, axis=1, keepdims=True)
         unit_BD = values_BD / jnp.maximum(norms_B1, 1e-12)
         centred_BD = unit_BD - unit_BD.mean(axis=0)
         # Isotropic unit vectors have a standard deviation of 1 / sqrt(D) per dimension.
-        measures[f"collapse/spread/{name}"] = unit_BD.std(axis=0).mean() * dims**0.5
+        measures[f"collapse/spread/{name}"] = unit_BD.std(axis=0).sum() / dims**0.5
         # tr(C)^2 / tr(C^2) needs no eigenvalues, and the smaller Gram matrix gives both traces.
-        small = centred_BD.T if dims < batch else centred_BD
+        small = centred_BD.T if values_BD.shape[1] < batch else centred_BD
         gram = small @ small.T
         ratio = jnp.trace(gram) ** 2 / jnp.maximum(jnp.sum(gram**2), 1e-30)
-        measures[f"collapse/rank/{name}"] = ratio / max(min(dims, batch - 1), 1)
+        usable = jnp.maximum(jnp.minimum(dims, batch - 1), 1)
+        measures[f"collapse/rank/{name}"] = ratio / usable
     return measures
 
 

@@ -312,6 +312,9 @@ def differences(old: ConfigDict, new: ConfigDict) -> list[str]:
     allowed = set(HARMLESS)
     if after["optimizer.schedule"] != "cosine":
         allowed.add("steps")
+    # Of files it is the contents that count; see `common.attachments`.
+    files = after.get("files", ())
+    allowed |= {key for key in files if before.get(key) and after.get(key)}
     missing = "(not there)"
     return [
         f"{key}: {before.get(key, missing)!r} there, {after.get(key, missing)!r} now"

@@ -135,9 +135,10 @@ def _changed(config: ConfigDict, changes: dict[str, str], number: int) -> Config
         for key, text in changes.items():
             if key not in known:
                 raise UserError(f"config.curriculum names {key}, but there is no config.{key}.")
-            if not key.startswith(_MAY_CHANGE):
+            if not key.startswith(_MAY_CHANGE) or key in config.files:
                 raise UserError(
-                    f"config.curriculum names {key}, which cannot change during a run; what can is "
+                    f"config.curriculum names {key}, which cannot change during a run; what can, "
+                    "but for the files of the model, is "
                     f"{', '.join(f'{name}*' if name[-1] == '.' else name for name in _MAY_CHANGE)}."
                 )
             *groups, last = key.split(".")

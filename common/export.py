@@ -36,6 +36,8 @@ def main(_: list[str]) -> None:
     output = pathlib.Path(FLAGS.output)
     if output.exists():  # said before anything slow is done
         raise UserError(f"{output} exists already; nothing was written. Name another --output.")
+    if FLAGS.format == "published" and (FLAGS.results or FLAGS["protocol"].present):
+        raise UserError("--results and --protocol are of bundles, not of --format=published.")
     from common.evaluation import protocols, result_tables
 
     results = [result_tables.read(path) for path in FLAGS.results]

@@ -7,15 +7,18 @@ none of them holds begins as the seed says. Every place is accounted for in the 
 from __future__ import annotations
 
 import collections
+import filecmp
 import logging
+import os
 import pathlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 import jax
 import numpy as np
 
-from common import checkpoint, state
+from common import attachments, checkpoint, state
+from common import config as config_lib
 from common.errors import UserError
 from common.method import Method
 from common.weights import loading, published, tensor_file
@@ -56,7 +59,9 @@ def fill(
         if not pathlib.Path(place).exists():
             raise UserError(f"config.init: there is no {place}.")
         if pathlib.Path(place).is_dir():
-            fitting, lines = _fitting(_arrays(pathlib.Path(place)), shapes, place)
+            arrays = _arrays(pathlib.Path(place))
+            fitting, lines = _fitting(arrays, shapes, place)
+            _check_files(config, pathlib.Path(place), arrays.keys(), fitting.keys())
             found |= fitting
         else:
             model = state.merge(graphdef, *_replaced(blank, found))
@@ -66,6 +71,30 @@ def fill(
         _log.info("%s", "\n  ".join([f"initial weights of {place}:", *lines]))
     params, model_state = _replaced((params, model_state), found)
     return params, model_state
+
+
+def _check_files(
+    config: Any, place: pathlib.Path, paths: Iterable[str], fitting: Collection[str]
+) -> None:
+    """Checks that what fits by its shape means the same, such as the rows of a table of words.
+
+    Raises:
+        UserError: the run or bundle has another vocabulary, and nothing but it tells.
+    """
+    theirs = attachments.found(config_lib.read(place), place)
+    flat, before = config_lib.flatten(config), config_lib.flatten(theirs)
+    for key in config.files:
+        part = f"params/{key.split('.')[-2]}/"
+        files = [flat[key], before.get(key)]
+        if not all(name and os.path.isfile(name) for name in files):
+            continue
+        if filecmp.cmp(*files, shallow=False):
+            continue
+        if all(path in fitting for path in paths if path.startswith(part)):
+            raise UserError(
+                f"config.init: {place} was trained with another config.{key}: its weights would be "
+                f"taken for those of other words. Name its own file, {before[key]}."
+            )
 
 
 def _arrays(folder: pathlib.Path) -> dict[str, np.ndarray]:

@@ -164,7 +164,8 @@ def _try_examples(config: Any, method: Any, source: str) -> dict[str, list[str]]
     for number in card.evenly(len(record_set), _TRIED):
         try:
             example(record_set.read(number))
-        except (tf.errors.OpError, shards.BadRecord) as error:
+        # What Python says in a graph comes through as it is.
+        except (tf.errors.OpError, shards.BadRecord, ValueError) as error:
             # TensorFlow puts the name of its node in front, and which numbers failed behind.
             why = str(error).splitlines()[0].rpartition("}} ")[2].partition(" [Op:")[0]
             failures[why.partition("Condition ")[0].strip(" .")].append(record_set.name(number))

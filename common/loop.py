@@ -15,11 +15,13 @@ Inside the loop the order is fixed:
 4. write them, and stop if they are not finite;
 5. where it is due, validate and save (the metrics of step s are then read first, so that no state
    is saved whose loss has not been seen). What is validated is always saved; `common.validation`
-   says when validations end the run.
+   says when validations end the run. One that failed, or was given up, is the first thing that a
+   restart does.
 
 Signals: SIGTERM and SIGINT (Ctrl-C) let the step under way end, save and raise `Stopped`, which the
 entry point turns into exit status 128 + signal number: a run that has not reached its last step
-never reports success. The second signal ends the process at once.
+never reports success. Nothing is validated then, and of a single process no data are waited for:
+what ends a process after a signal gives it seconds. The second signal ends the process at once.
 
 Several processes do the same things in the same order. The first one alone writes and decides where
 that cannot follow from the state (`common.hosts`). A signal that reaches any of them travels with
@@ -159,6 +161,10 @@ def _train(course: Course, workdir: pathlib.Path, data: Sequence[Data]) -> state
     state = checkpoints.restore(program.like)
     start = 0 if state is None else int(state.step)
     history = validation_lib.History(workdir, config.validation.patience, start)
+    missed = validation_lib.is_due(config.validation, start) and not history.has(start)
+    if state is not None and missed:  # its data could not be read, or a signal came first
+        watchdog.at("validating")
+        validation_lib.Validator(course.programs[-1], history)(start, state)
     if start >= config.steps or history.over:
         done = history.why() if history.over else f"all {config.steps} steps are done."
         _log.info("%s: %s", workdir, done)
@@ -220,7 +226,7 @@ def _describe(program: Program, workdir: pathlib.Path, start: int) -> None:
 def _run(
     course: Course,
     state: state_lib.TrainState,
-    batches: Iterator[dict[str, Any]],
+    batches: pipeline.DeviceBatches,
     checkpoints: checkpoint.Checkpoints,
     validate: validation_lib.Validator,
     workdir: pathlib.Path,
@@ -250,12 +256,16 @@ def _run(
             signals.hear(signum)
             return values
 
+        def asked() -> bool:  # of several processes all must do the same
+            return alone and signals.stop is not None
+
         def save(number: int) -> None:
             with time("device"):
                 values, failure = read(), None
             with time("evaluate"):
                 try:
-                    values |= validate(number, state)
+                    if signals.stop is None:  # else there is little time; a restart makes up for it
+                        values |= validate(number, state, asked)
                 except UserError as error:  # its data are at fault; what was trained is kept
                     if not alone:
                         raise
@@ -269,11 +279,16 @@ def _run(
         for number in range(start + 1, config.steps + 1):
             try:
                 with time("data"):
-                    batch = next(batches)
+                    batch = batches.take(asked)
             except UserError:  # the data are at fault; what was trained is kept
                 if pending and alone:  # to save, all processes are needed
                     save(number - 1)
                 raise
+            if batch is None:  # asked to stop while the data do not come
+                if pending:
+                    save(number - 1)
+                checkpoints.finish()
+                raise Stopped(signals.stop, number - 1)
             sample_ids = batch.pop(pipeline.SAMPLE_ID)
             program, step = course.program(number - 1), course.compiled(number - 1)
             with time("device"):
@@ -292,13 +307,13 @@ def _run(
             if last or number % config.checkpoint_every == 0 or validate.due(number):
                 save(number)
                 pending = None
-            if last or history.over:
+            if last or history.over or (pending is None and asked()):
                 watchdog.at("finishing the last save")
                 checkpoints.finish()
                 _log.info("%s", clock.summary())
                 if history.over:
                     _log.info("%s: %s", workdir, history.why())
-                elif number < config.steps:
+                elif number < config.steps or (validate.due(number) and not history.has(number)):
                     raise Stopped(signals.stop, number)
                 return state
     raise AssertionError("a run ends at its last step")

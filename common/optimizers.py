@@ -183,6 +183,11 @@ def _check_numbers(config: Any) -> None:
         value = getattr(config, key)
         if not 0.0 <= value < 1.0:
             raise UserError(f"config.optimizer.{key}={value} must be at least 0 and below 1.")
+    if config.name in ("adam", "adamw") and not config.eps:
+        raise UserError(
+            "config.optimizer.eps=0 makes no number of parameters without a gradient; it must be "
+            "above 0."
+        )
     if config.name == "adam" and config.weight_decay:
         raise UserError(
             f"config.optimizer.weight_decay={config.weight_decay} has no effect with "

@@ -83,6 +83,9 @@ def _read_index(path: str, bundle: Bundle, encoder: str) -> tuple[list[str], np.
             f"--index={path} was made with other weights than those of {bundle.path}: what they "
             f"make does not compare. {how}"
         )
+    if not np.isfinite(features_ND).all():
+        bad = paths[int(np.argmin(np.isfinite(features_ND).all(axis=1)))]
+        raise UserError(f"--index={path}: the features of {bad} are no finite numbers. {how}")
     return paths, features_ND
 
 

@@ -9,6 +9,7 @@ for a mistake that the message explains, 128 + N when signal N stopped the run (
 from __future__ import annotations
 
 import logging
+from typing import TYPE_CHECKING
 
 from absl import flags
 from ml_collections import ConfigDict
@@ -16,6 +17,9 @@ from ml_collections import ConfigDict
 from common import config as config_lib
 from common import heap, launch
 from common.cluster import job, supervisor
+
+if TYPE_CHECKING:
+    from common.method import Method
 
 
 def define_flags() -> None:
@@ -34,14 +38,16 @@ def main(_: list[str]) -> int:
 
 def train(config: ConfigDict) -> int:
     """Trains; returns the exit status."""
-    from common import curriculum, loop, methods, sharding
+    from common import attachments, curriculum, loop, methods, sharding
     from common.data import pipeline
 
     launch.keep_compiled_programs()
     heap.tidy_after_compiling()
     parts = []
     for of_part in curriculum.Curriculum(config).configs:
-        method = methods.create(of_part)
+        # A run has copies of the files it needs, and goes on when the originals are gone.
+        method = methods.create(attachments.found(of_part, flags.FLAGS.workdir))
+        _read_vocabularies(method, of_part)
         rows = sharding.local_rows(sharding.make_mesh(of_part), of_part.batch_size)
         data = pipeline.TrainData(of_part, method.views, rows)
         parts.append(loop.Part(of_part, method, data))
@@ -51,6 +57,17 @@ def train(config: ConfigDict) -> int:
         logging.getLogger(__name__).info("%s; the same command continues it.", stopped)
         return 128 + stopped.signum
     return 0
+
+
+def _read_vocabularies(method: Method, config: ConfigDict) -> None:
+    """Reads what text is made numbers by now, before anything is compiled."""
+    from common.data import sources
+    from common.method import TextInput
+
+    if config.data.train != sources.FAKE:
+        for encoder in method.encoders.values():
+            if isinstance(encoder.inputs, TextInput):
+                encoder.inputs.tokenise(["a word"])
 
 
 if __name__ == "__main__":

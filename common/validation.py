@@ -27,7 +27,7 @@ import numpy as np
 from flax import nnx
 
 from common import checkpoint, hosts, sharding
-from common.data import files, pipeline
+from common.data import files, pipeline, sources
 from common.errors import UserError
 from common.method import Batch, Embeddings, Method
 from common.program import Program
@@ -66,6 +66,10 @@ class History:
     def over(self) -> bool:
         """Whether so many validations in a row did not improve the loss that the run has ended."""
         return 0 < self._patience <= self._in_vain()
+
+    def has(self, step: int) -> bool:
+        """Whether the state after so many steps was validated."""
+        return any(row["step"] == step for row in self._rows)
 
     def add(self, step: int, metrics: Mapping[str, float]) -> None:
         """Takes the metrics of one validation, "loss" among them; they are on disk afterwards."""
@@ -146,6 +150,11 @@ def _best(rows: list[dict[str, Any]]) -> int | None:
     return min(losses)[1] if losses else None
 
 
+def is_due(settings: Any, step: int) -> bool:
+    """Whether ``config.validation`` asks for a validation after ``step`` steps."""
+    return bool(settings.data) and step % settings.every == 0
+
+
 class Validator:
     """Validates the states of a run; where ``config.validation.data`` is empty, never."""
 
@@ -172,6 +181,12 @@ class Validator:
         with config.unlocked():
             config.data.train, config.seed = self._settings.data, _SEED
         with self._named():
+            mixed = len(sources.split_mixture(self._settings.data)) > 1
+            if mixed and not self._settings.examples:
+                raise UserError(
+                    "a mixture has no end; say in config.validation.examples how many clips are "
+                    "taken."
+                )
             views = program.method.views
             rows = sharding.local_rows(program.mesh, config.batch_size)
             self._data = pipeline.TrainData(config, views, rows)
@@ -183,14 +198,21 @@ class Validator:
 
     def due(self, step: int) -> bool:
         """Whether the state after ``step`` steps is validated."""
-        return bool(self._settings.data) and step % self._settings.every == 0
+        return is_due(self._settings, step)
 
-    def __call__(self, step: int, state: TrainState) -> dict[str, float]:
+    def __call__(
+        self, step: int, state: TrainState, give_up: Callable[[], bool] = lambda: False
+    ) -> dict[str, float]:
         """Validates the state after a step, if that is due.
 
+        Args:
+            step: of the state.
+            state: what is validated.
+            give_up: asked before every batch; then the validation is as if it had not begun.
+
         Returns:
-            The metrics as ``validation/NAME``; none where it is not due, or where the state had a
-            loss that was not finite.
+            The metrics as ``validation/NAME``; none where it is not due, was given up, or where the
+            state had a loss that was not finite.
 
         Raises:
             UserError: the data cannot be read.
@@ -201,6 +223,8 @@ class Validator:
         sums: dict[str, float] = collections.defaultdict(float)
         with self._named(), self._batches() as batches:
             for number, batch in enumerate(batches):
+                if give_up():
+                    return {}
                 del batch[pipeline.SAMPLE_ID]
                 found = self._step(params, state.model_state, batch, np.int32(number))
                 for name, value in jax.device_get(found).items():

@@ -73,6 +73,8 @@ def main(_: list[str]) -> None:
 
 def _check_flags(output: pathlib.Path) -> None:
     """Says what is wrong before anything slow is done."""
+    if FLAGS["unknown"].present and not FLAGS.vectors:
+        raise UserError("--unknown is of --vectors, which are not given.")
     if bool(FLAGS.words) == bool(FLAGS.source):
         raise UserError(
             "Give either --words=FILE, a vocabulary that exists, or --source=RECORDS, whose "

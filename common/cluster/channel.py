@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import socket
 from typing import Any
@@ -41,15 +40,16 @@ class Channel:
 
     def receive(self) -> list[dict[str, Any]]:
         """Returns the messages that have come whole."""
-        with contextlib.suppress(BlockingIOError):
-            try:
-                while data := self._socket.recv(1 << 16):
-                    self._in += data
-                    if len(self._in) > _MOST:
-                        break
-                self.closed = True
-            except ConnectionError:
-                self.closed = True
+        try:
+            while data := self._socket.recv(1 << 16):
+                self._in += data
+                if len(self._in) > _MOST:
+                    break
+            self.closed = True
+        except BlockingIOError:
+            pass
+        except OSError:
+            self.closed = True
         *lines, self._in = self._in.split(b"\n")
         try:
             messages = [json.loads(line) for line in lines]

@@ -141,9 +141,9 @@ class Roster(threading.Thread):
     def _welcome(self, channel: Channel, hello: dict[str, Any], clock: float) -> None:
         """Takes one in who says who it is, or tells it why not."""
         try:
-            member = _Member(channel, hello["index"], hello["host"], hello["pid"], clock)
-            count, terms = hello["count"], hello["terms"]
-        except KeyError:
+            member = _Member(channel, int(hello["index"]), hello["host"], hello["pid"], clock)
+            count, terms = int(hello["count"]), str(hello["terms"])
+        except (KeyError, TypeError, ValueError):
             channel.close()
             return
         other = self._members.get(member.index)

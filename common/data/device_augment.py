@@ -61,8 +61,10 @@ def frame_differences(video_BTHWC: jax.Array) -> jax.Array:
     """Returns what changes from each frame to the next: (B, T - 1, H, W, C), float.
 
     Still backgrounds become zero and motion is all that is left (the RGB difference of Wang et al.,
-    2016, arXiv:1608.00859, section 3.2).
+    2016, arXiv:1608.00859, section 3.2). Of a single picture nothing changes: one frame of zeros.
     """
+    if video_BTHWC.shape[1] == 1:
+        return jnp.zeros_like(video_BTHWC)
     return video_BTHWC[:, 1:] - video_BTHWC[:, :-1]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import queue
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,6 +13,7 @@ import numpy as np
 if TYPE_CHECKING:
     import jax
 
+_POLL = 0.5  # seconds
 SAMPLE_ID = "sample_id"  # int64 (B, 2): number of the source and of the record within it
 
 
@@ -47,13 +48,23 @@ class DeviceBatches:
 
     def __next__(self) -> dict[str, jax.Array | np.ndarray]:
         """Returns the next batch: everything on the devices but `SAMPLE_ID`, which stays here."""
+        return self.take(lambda: False)
+
+    def take(self, give_up: Callable[[], bool]) -> dict[str, jax.Array | np.ndarray] | None:
+        """Returns the next batch, or None if `give_up` says so while it is not ready."""
         if self._closed.is_set():
             raise StopIteration
-        item = self._ready.get()
-        if isinstance(item, BaseException):
-            self.close()
-            raise item
-        return item
+        while True:
+            try:
+                item = self._ready.get(timeout=_POLL)
+            except queue.Empty:
+                if give_up():
+                    return None
+                continue
+            if isinstance(item, BaseException):
+                self.close()
+                raise item
+            return item
 
     def close(self) -> None:
         """Ends the thread and the reading; what was prepared is dropped."""

@@ -11,6 +11,7 @@ import io
 import logging
 import os
 import re
+import unicodedata
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -31,8 +32,10 @@ def tokenise(sentence: str, lower: bool = False) -> list[str]:
     """Returns the words of a sentence: runs of letters, digits, underscores and apostrophes.
 
     A hyphen separates words, "don't" is one. The published training code keeps the case of letters,
-    the published release lowers it.
+    the published release lowers it. Letters and their accents are composed first (NFC), as they are
+    in most texts.
     """
+    sentence = unicodedata.normalize("NFC", sentence)
     return _WORD.findall(sentence.lower() if lower else sentence)
 
 

@@ -120,6 +120,11 @@ def extract(
     (folder / "description.json").write_text(text + "\n")
     with _only_writer(folder):
         videos, num_rows = _whole_part(folder, dim)
+        if before := sum(1 for video in videos if video.bad):
+            _log.warning(
+                "%d videos could not be read before and are left out; delete %s to try again",
+                before, folder,
+            )  # fmt: skip
         if len(videos) < num_videos:
             with _Writer(folder, num_rows * dim * 4) as writer:
                 _run(videos, num_rows, num_videos, read, embed, batch_size, threads, writer)

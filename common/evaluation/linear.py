@@ -40,6 +40,8 @@ class ProbeSettings:
     def __post_init__(self):
         if self.name not in DEFAULT_C:
             raise UserError(f"--probe={self.name}: it must be one of {', '.join(DEFAULT_C)}.")
+        if self.sweep and self.C:
+            raise UserError(f"--sweep chooses C; --C={self.C:g} does not go with it.")
         if not 0 <= self.C < math.inf:
             raise UserError(f"--C={self.C}: it must be positive, or 0 for the default.")
 
@@ -210,7 +212,9 @@ def _choose_C(split: Split, classes: int, settings: ProbeSettings) -> tuple[floa
         statistic = next(iter(_statistics(probe, split, held).values()))
         reached[C] = float(np.nan_to_num(statistic(np.ones(count))))
         best = max(reached, key=reached.get)  # the first of equals
-        if list(reached).index(best) < len(reached) - _PATIENCE:
+        # As good counts: the strongest all answer with the commonest class.
+        last = max(place for place, value in enumerate(reached.values()) if value == reached[best])
+        if last < len(reached) - _PATIENCE:
             break
     tried = ", ".join(f"{C:g}: {100 * value:.1f}" for C, value in reached.items())
     note = f"C chosen on {count} of {len(order)} training videos, then refitted on all ({tried})"

@@ -134,6 +134,14 @@ def test_the_newest_whole_one_is_restored_and_the_damaged_is_kept(
     assert same_bits(restore(tmp_path, program), states[3])
 
 
+def test_a_file_that_cannot_be_read_is_damage(saved, monkeypatch):
+    def digest(path):
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(checkpoint, "_digest", digest)
+    assert "cannot be read: Input/output error" in checkpoint.damage(saved / "checkpoints" / "3")
+
+
 def test_all_damaged_means_from_the_start_with_nothing_deleted(saved, tmp_path, program):
     shutil.copytree(saved, tmp_path, dirs_exist_ok=True)
     for step in (1, 2, 3):

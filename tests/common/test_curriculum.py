@@ -112,6 +112,14 @@ def test_a_table_that_cannot_be_says_which_row_and_why(rows, message):
         curriculum.Curriculum(_config(*rows))
 
 
+def test_a_part_may_not_change_a_file_of_the_model():
+    config = get_config(curriculum=("0: model.words=b.txt",))
+    config = config.copy_and_resolve_references().unlock()
+    config.files, config.model.words = ("model.words",), "a.txt"
+    with pytest.raises(UserError, match="names model.words, which cannot change during a run"):
+        curriculum.Curriculum(config)
+
+
 def test_a_part_may_not_change_what_is_trained(tmp_path):
     class Wider(Toy):
         def build(self, rngs):

@@ -12,13 +12,14 @@ import toy_method
 
 import brave.checkpoint_layout
 import mil_nce.checkpoint_layout
-from common import checkpoint, initial_weights, methods, state
+from common import attachments, checkpoint, initial_weights, methods, state
 from common import config as config_lib
 from common.data import convert
 from common.errors import UserError
 from common.evaluation import protocols
 from common.weights import bundle as bundle_lib
 from common.weights import loading
+from configs import mil_nce_base
 
 
 @pytest.fixture(scope="module")
@@ -126,6 +127,33 @@ def test_of_several_places_the_last_one_that_has_an_array_counts(tmp_path):
     _assert_equal(_toy_begins(tmp_path / "other", tmp_path / "one"), one)
     bias = "params/layers/1/bias"
     _assert_equal(_toy_begins(tmp_path / "one", tmp_path / "other"), other | {bias: one[bias]})
+
+
+def test_weights_of_other_words_are_not_taken_for_those_of_ones_own(tmp_path):
+    def config(words, text):
+        path = tmp_path / words
+        path.write_text(text)
+        changed = mil_nce_base.smoke(mil_nce_base.get_config())
+        changed.model.text.vocabulary = str(path)
+        return changed
+
+    run, before = tmp_path / "run", config("a.txt", "ball\nbox\n")
+    method = methods.create(before)
+    config_lib.claim(before, run)
+    attachments.keep(before, run)
+    made = tiny_brave.random_state(method, before, 1)
+    checkpoints = checkpoint.Checkpoints(run, before)
+    checkpoints.save(3, jax.tree.map(jax.numpy.asarray, made))
+    checkpoints.finish()
+
+    def begin(config):
+        config.init = (str(run),)
+        _, *shapes = loading.abstract(method)
+        return _flat(*initial_weights.fill(method, config, *shapes))
+
+    _assert_equal(begin(config("same.txt", "ball\nbox\n")), _flat(made.params, made.model_state))
+    with pytest.raises(UserError, match=r"another config.model.text.vocabulary: .*files"):
+        begin(config("other.txt", "box\nball\n"))
 
 
 def test_shapes_are_filled_before_there_are_numbers(tmp_path):

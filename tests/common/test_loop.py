@@ -7,6 +7,8 @@ import logging
 import os
 import pathlib
 import signal
+import threading
+import time
 
 import jax
 import numpy as np
@@ -111,6 +113,27 @@ def test_a_signal_saves_and_stops_and_the_run_continues_bit_identically(
     assert [signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT)] == handlers
     assert same_bits(loop.train(Toy(), get_config(), tmp_path, ToyData()), state)
     assert losses(tmp_path) == losses(workdir)
+
+
+def test_a_signal_while_data_do_not_come_saves_what_was_trained(whole_run, tmp_path):
+    goes_on = threading.Event()
+
+    class Stalling(ToyData):
+        def batches(self, start_step):
+            for number, batch in enumerate(super().batches(start_step), start_step):
+                if number == 4:
+                    time.sleep(2)  # until the steps before are done
+                    os.kill(os.getpid(), signal.SIGTERM)
+                    goes_on.wait(60)
+                yield batch
+
+    threading.Timer(5.0, goes_on.set).start()  # the reader's thread is waited for in the end
+    with pytest.raises(loop.Stopped) as stopped:
+        loop.train(Toy(), get_config(), tmp_path, Stalling())
+    assert "step 4" in str(stopped.value)
+    assert checkpoint.steps(tmp_path / "checkpoints")[-1] == 4
+    assert same_bits(loop.train(Toy(), get_config(), tmp_path, ToyData()), whole_run[1])
+    assert losses(tmp_path) == losses(whole_run[0])
 
 
 def test_metrics_that_a_dead_process_wrote_ahead_are_taken_back_and_no_others(whole_run, tmp_path):
@@ -223,6 +246,17 @@ def test_collapsed_embeddings_are_told_from_spread_ones():
     assert measures["collapse/spread/spread"] > 0.95 and measures["collapse/rank/spread"] > 0.8
     assert measures["collapse/spread/point"] < 0.01
     assert measures["collapse/rank/line"] < 0.05 and measures["collapse/spread/line"] > 0.95
+
+
+def test_a_constant_beside_embeddings_is_none_of_their_dimensions():
+    generator = np.random.default_rng(0)
+    spread = generator.normal(size=(256, 32)).astype(np.float32)
+    beside = np.concatenate([spread, np.full((256, 1), -10, np.float32)], axis=1)
+    found = collapse.measure({"spread": spread, "beside": beside, "one": np.ones((8, 4))})
+    for kind in ("spread", "rank"):
+        alone = found[f"collapse/{kind}/spread"]
+        np.testing.assert_allclose(found[f"collapse/{kind}/beside"], alone, rtol=1e-5)
+        assert found[f"collapse/{kind}/one"] == 0
 
 
 def test_the_rank_share_is_the_participation_ratio_of_the_eigenvalues():

@@ -289,6 +289,7 @@ def test_the_optimizer_state_survives_a_checkpoint_bit_by_bit(name, tmp_path):
         ({"schedule": "steps", "step_boundaries": (100,)}, "increasing steps"),
         ({"step_boundaries": (20,)}, "no effect"),
         ({"name": "adam", "weight_decay": 0.1}, "use 'adamw'"),
+        ({"name": "adamw", "eps": 0.0}, "eps=0 makes no number"),
         ({"name": "sgd", "lars_compat": "released"}, "about LARS"),
         ({"lars_compat": "realeased"}, "Did you mean 'released'"),
         ({"exclude": (r".*bias$", "(")}, "not a valid regular expression"),

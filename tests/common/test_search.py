@@ -28,10 +28,10 @@ def test_a_text_of_which_all_word_pieces_are_unknown_is_named(tmp_path, capsys, 
     )
     monkeypatch.setattr("common.weights.load_bundle", lambda _: bundle)
 
-    def write_index(model):
+    def write_index(model, number=1):
         np.savez(
             tmp_path / "index.npz",
-            features=np.ones((1, dim), np.float32),
+            features=np.full((1, dim), number, np.float32),
             paths=np.array(["one.mp4"]),
             encoder="video_joint",
             model=model,
@@ -42,6 +42,9 @@ def test_a_text_of_which_all_word_pieces_are_unknown_is_named(tmp_path, capsys, 
         search.main(["search", "a ball", "xyzzy plugh", "balls"])
         write_index("of other weights")
         with pytest.raises(UserError, match="made with other weights than those of bundle"):
+            search.main(["search", "a ball"])
+        write_index(loading.fingerprint(model.model), np.nan)
+        with pytest.raises(UserError, match="the features of one.mp4 are no finite numbers"):
             search.main(["search", "a ball"])
     known, unknown, inner = capsys.readouterr().out.strip().split("\n\n")
     assert "no word that the text encoder knows" in unknown

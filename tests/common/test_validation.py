@@ -3,6 +3,8 @@
 import dataclasses
 import json
 import logging
+import os
+import signal
 
 import jax
 import jax.numpy as jnp
@@ -194,7 +196,43 @@ def test_data_of_a_validation_that_fail_cost_nothing_that_was_trained(tmp_path, 
             loop.train(Toy(), config, tmp_path, ToyData())
     assert checkpoint.steps(tmp_path / "checkpoints") == [2] and list(losses(tmp_path)) == [1, 2]
     loop.train(Toy(), config, tmp_path, ToyData())
-    assert [row["step"] for row in _rows(tmp_path)][:2] == [4, 6]
+    assert [row["step"] for row in _rows(tmp_path)][:3] == [2, 4, 6]  # what was missed, too
+
+
+def test_a_last_validation_that_failed_is_made_up_for(tmp_path, monkeypatch):
+    config = get_config(**RISING | {"steps": 2})
+    straight = loop.train(Toy(), config, tmp_path / "straight", ToyData())
+
+    def fail(*_):
+        raise UserError("the disk is gone")
+
+    with monkeypatch.context() as patch, pytest.raises(UserError, match="the disk is gone"):
+        patch.setattr(pipeline.TrainData, "batches", fail)
+        loop.train(Toy(), config, tmp_path / "run", ToyData())
+    state = loop.train(Toy(), config, tmp_path / "run", ToyData())
+    assert same_bits(state, straight)
+    assert _rows(tmp_path / "run") == _rows(tmp_path / "straight")
+
+
+def test_a_signal_during_a_validation_saves_at_once_and_a_restart_makes_up_for_it(
+    tmp_path, monkeypatch
+):
+    config = get_config(**RISING | {"steps": 4})
+    straight = loop.train(Toy(), config, tmp_path / "straight", ToyData())
+    batches = pipeline.TrainData.batches
+
+    def signalling(self, start_step):
+        for batch in batches(self, start_step):
+            os.kill(os.getpid(), signal.SIGTERM)
+            yield batch
+            pytest.fail("the validation goes on")
+
+    with monkeypatch.context() as patch, pytest.raises(loop.Stopped):
+        patch.setattr(pipeline.TrainData, "batches", signalling)
+        loop.train(Toy(), config, tmp_path / "run", ToyData())
+    assert checkpoint.steps(tmp_path / "run" / "checkpoints") == [2]
+    assert same_bits(loop.train(Toy(), config, tmp_path / "run", ToyData()), straight)
+    assert _rows(tmp_path / "run") == _rows(tmp_path / "straight")
 
 
 @pytest.mark.slow
@@ -236,6 +274,7 @@ def test_a_run_of_which_no_loss_was_finite_ends_too(tmp_path):
     [
         ({"data": "/nowhere"}, "config.validation.data=/nowhere: .*nowhere"),
         ({"data": "/nowhere@x"}, "config.validation.data=/nowhere@x: .*weight above 0"),
+        ({"data": "/a,/b"}, "config.validation.data=/a,/b: a mixture has no end"),
         ({"data": "fake", "examples": 15}, "15 clips to validate on are fewer than a batch of 16"),
     ],
 )

@@ -163,7 +163,8 @@ def test_what_a_process_finds_wrong_is_said_by_all_and_is_their_status(by_two, t
     """A run that was begun with another configuration: the first process sees it."""
     workdir = tmp_path / "run"
     workdir.mkdir()
-    (workdir / "config.json").write_bytes((by_two / "config.json").read_bytes())
+    for name in ("config.json", "metrics.jsonl"):
+        (workdir / name).write_bytes((by_two / name).read_bytes())
     statuses, said = ends(start(workdir, 2, "seed=3", cache=cache), within=120)
     assert statuses == [2, 2], said
     assert all("config.seed: 0 there, 3 now" in text for text in said)

@@ -332,3 +332,10 @@ def test_flow_is_scaled_and_mirrored_with_its_sign():
     is_plain = np.array([np.array_equal(r, p) for r, p in zip(result, plain, strict=True)])
     is_mirrored = np.array([np.array_equal(r, m) for r, m in zip(result, mirrored, strict=True)])
     assert (is_plain ^ is_mirrored).all() and is_plain.any() and is_mirrored.any()
+
+
+def test_what_changes_is_one_frame_less_and_in_a_picture_nothing():
+    video = jax.random.uniform(jax.random.key(0), (2, 4, 3, 3, 3))
+    np.testing.assert_array_equal(augment.frame_differences(video), np.diff(video, axis=1))
+    assert not augment.frame_differences(video[:, :1]).any()
+    assert augment.frame_differences(video[:, :1]).shape == (2, 1, 3, 3, 3)

@@ -26,6 +26,10 @@ def test_ids_are_the_published_ones(max_words, lower):
     np.testing.assert_array_equal(ids_NW, STORED[f"ids{'_lower' * lower}_{max_words}"])
 
 
+def test_letters_and_their_accents_are_one_however_they_are_written():
+    assert tokenise("e\u0301clair") == tokenise("\xe9clair") == ["\xe9clair"]
+
+
 def test_words_are_runs_of_letters_digits_underscores_and_apostrophes():
     said = "Don't stir-fry a_b  2.5 cups; Über"
     assert tokenise(said) == ["Don't", "stir", "fry", "a_b", "2", "5", "cups", "Über"]

@@ -1,3 +1,5 @@
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -74,6 +76,18 @@ def test_the_sweep_chooses_C_on_training_videos_alone_and_says_so():
     assert first["C"] == second["C"]
     assert first["C"] in linear.SWEEP_C
     assert "20 of 100 training videos" in first["notes"][0]
+
+
+@pytest.mark.parametrize("probe", ["ridge", "logistic"])
+def test_the_sweep_does_not_end_where_every_answer_is_the_commonest(probe):
+    labels = [("a",) if n % 10 else ("b",) for n in range(600)]
+    generator = np.random.default_rng(0)
+    rows = generator.normal(size=(600, 16)).astype(np.float32)
+    rows[::10, :3] += 2.5
+    features = _features(labels, clips=1)
+    features = dataclasses.replace(features, rows_RD=rows)
+    row = linear.run(features, features, linear.ProbeSettings(probe, sweep=True)).row
+    assert row["metrics"]["top1"]["value"] > row["always_the_commonest"] + 0.03
 
 
 def test_a_class_that_training_never_saw_counts_as_missed_and_is_named():
