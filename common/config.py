@@ -55,6 +55,7 @@ _POSITIVE = ("steps", "batch_size", "microbatches", "log_every", "checkpoint_eve
 _POSITIVE += ("keep_checkpoints", "data.block_size", "data.prefetch", "validation.every")
 _NOT_NEGATIVE = ("seed", "keep_every", "data.threads", "data.reads", "collapse_warning")
 _NOT_NEGATIVE += ("validation.examples", "validation.patience")
+_SEEDS = 2**31  # of the order of the data; greater ones would be taken for smaller ones
 _SECONDS = tuple(
     f"hosts.{name}"
     for name in ("join_timeout", "heartbeat_timeout", "stall_timeout", "stacks_after")
@@ -169,6 +170,8 @@ def check(config: ConfigDict) -> None:
     for key in _NOT_NEGATIVE:
         if flat[key] < 0:
             raise UserError(f"config.{key} is {flat[key]}; it must not be negative.")
+    if config.seed >= _SEEDS:
+        raise UserError(f"config.seed is {config.seed}; it must be below {_SEEDS}.")
     for key in _SECONDS:
         if not flat[key] > 0:
             raise UserError(f"config.{key} is {flat[key]}; it must be above 0.")

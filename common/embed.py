@@ -50,20 +50,17 @@ def main(argv: list[str]) -> None:
     bundle = load_bundle(FLAGS.bundle)
     output.parent.mkdir(parents=True, exist_ok=True)
     partial = output.with_name(f"{output.stem}.partial.npz")
-    with open(partial, "wb") as file:  # before the work: what cannot be written is told at once
-        features_ND, bad = bundle.embed_readable(files, FLAGS.encoder)
-        read = [path for path in files if path not in bad]
-        if not read:
-            partial.unlink()
-            raise UserError(f"none of {len(files)} files can be embedded:\n{named(bad)}")
-        np.savez(
-            file,
-            features=features_ND,
-            paths=np.array(read),
-            encoder=FLAGS.encoder,
-            model=loading.fingerprint(bundle.model.model),
-        )
-    os.replace(partial, output)
+    try:
+        with open(partial, "wb") as file:  # what cannot be written is told before the work
+            features_ND, bad = bundle.embed_readable(files, FLAGS.encoder)
+            read = [path for path in files if path not in bad]
+            if not read:
+                raise UserError(f"none of {len(files)} files can be embedded:\n{named(bad)}")
+            model = loading.fingerprint(bundle.model.model)
+            np.savez(file, features=features_ND, paths=read, encoder=FLAGS.encoder, model=model)
+        os.replace(partial, output)
+    finally:
+        partial.unlink(missing_ok=True)
     if bad:
         print(f"{len(bad)} of {len(files)} files are left out:\n{named(bad)}", file=sys.stderr)
     print(f"{output}: features {features_ND.shape} of {len(read)} files")

@@ -133,13 +133,17 @@ def _page(body: str, title: str) -> str:
 
 
 def _heading(title: str, config: Any, rows: list[dict[str, float]]) -> str:
-    steps, last = int(rows[-1]["step"]), rows[-1]["loss"]
-    ended = f"to {last:.3f}" if last is not None else "on until it was no finite number any more"
+    steps, (first, last) = int(rows[-1]["step"]), (rows[n]["loss"] for n in (0, -1))
+    if first is None:
+        said = "was no finite number from the first step on"
+    else:
+        ended = f"to {last:.3f}" if last is not None else "on until it was no finite number"
+        said = f"went from {first:.3f} (step {int(rows[0]['step'])}) {ended}"
     return (
         f"<h1>What {html.escape(title)} learned</h1>"
         f"<p>{steps:,} of {config.steps:,} steps on batches of {config.batch_size} clips from "
         f"<code>{html.escape(config.data.train)}</code>, seed {config.seed}. "
-        f"The loss went from {rows[0]['loss']:.3f} (step {int(rows[0]['step'])}) {ended}.</p>"
+        f"The loss {said}.</p>"
     )
 
 

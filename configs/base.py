@@ -90,7 +90,9 @@ def get_config() -> ConfigDict:
     config.validation = validation = ConfigDict()
     validation.data = ""  # clips held out, a source as data.train is; empty: nothing is validated
     validation.every = 1000  # steps between validations, each of which saves a checkpoint
-    validation.examples = 0  # clips, in whole batches, the same ones every time; 0: all there are
+    validation.examples = (
+        0  # clips, in whole batches, the same ones every time; 0: all of one source
+    )
     validation.patience = 0  # >0: so many in a row that do not lower the loss end the run
 
     config.log_every = 10  # steps between written metrics and progress lines

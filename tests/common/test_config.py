@@ -54,6 +54,7 @@ def test_a_key_is_changed_from_the_command_line_and_nothing_else_is():
         ("--config.data.reduced_decode=maybe", "must be of type bool"),
         ("--config.steps=0", "config.steps is 0; it must be at least 1"),
         ("--config.seed=-1", "config.seed is -1; it must not be negative"),
+        ("--config.seed=2147483648", "config.seed is 2147483648; it must be below 2147483648"),
         ("--config.remat=blocks", "must be one of ('none', 'block') (the nearest is 'block')"),
         ("--config.ema_decay=1.0", "config.ema_decay is 1.0; it must be in [0, 1)"),
         ("--config.data.default_frame_rate=0.0", "default_frame_rate is 0.0; it must be above 0"),

@@ -52,7 +52,9 @@ def test_flops_and_bytes_of_a_graphics_card_are_those_of_the_products():
 
 
 def test_what_does_not_fit_even_without_temporaries_is_told_of_any_chip():
-    found = forecast(batch_size=4 * 10**11)
+    cards = topology.describe("h100:4")
+    cards = dataclasses.replace(cards, chip=dataclasses.replace(cards.chip, memory=1000))
+    found = planner.forecast(get_config(), cards, create=lambda config: Toy())
     assert [part.fits for part in found.parts] == [False]
     text = "\n".join(report.lines(found))
     assert "DOES NOT FIT" in text and "The run does not fit as it is" in text

@@ -39,7 +39,7 @@ def test_a_missing_compiler_is_named_with_how_to_install_it(monkeypatch):
     monkeypatch.setattr(
         importlib.util, "find_spec", lambda name: None if name == "libtpu" else find(name)
     )
-    with pytest.raises(UserError, match=r"pip install 'zoetrope\[tpu\]'"):
+    with pytest.raises(UserError, match=r"pip install -e '.\[tpu\]' in the checkout"):
         topology.describe("v5e:2x2")
 
 
