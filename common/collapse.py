@@ -38,7 +38,8 @@ def measure(embeddings: Embeddings) -> dict[str, jax.Array]:
         values_BD = jax.lax.stop_gradient(values_BD).astype(jnp.float32)
         values_BD = values_BD.reshape(-1, values_BD.shape[-1])
         # A constant that a method puts beside its embeddings, as the bias of a sigmoid loss.
-        constant_D = (values_BD == values_BD[0]).all(axis=0) & (values_BD[0] != 0)
+        most_D, least_D = jnp.split(jnp.concatenate([values_BD, -values_BD], 1).max(axis=0), 2)
+        constant_D = (most_D == -least_D) & (most_D != 0)
         values_BD = jnp.where(constant_D, 0, values_BD)
         batch, dims = len(values_BD), jnp.maximum((~constant_D).sum(), 1)
         norms_B1 = jnp.linalg.norm(values_BD, axis=1, keepdims=True)
