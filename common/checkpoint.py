@@ -177,7 +177,7 @@ class Checkpoints:
         if changes:  # config.json was edited since, as its check advises where it is meant
             _log.warning(
                 "the checkpoint %s was saved under another configuration:\n%s",
-                self._folder / str(step), "\n".join(f"  config.{line}" for line in changes),
+                self._folder / str(step), config_lib.listed(changes),
             )  # fmt: skip
 
     def _set_aside(self, step: int, problem: str) -> None:

@@ -298,7 +298,7 @@ def claim(config: ConfigDict, workdir: str | os.PathLike[str], begun: bool = Tru
         if changes:
             raise UserError(
                 f"{workdir} holds a run with another configuration:\n"
-                + "\n".join(f"  config.{line}" for line in changes)
+                + listed(changes)
                 + f"\nUse another --workdir or the same values; if it is meant, edit {path}."
             )
     else:
@@ -307,6 +307,11 @@ def claim(config: ConfigDict, workdir: str | os.PathLike[str], begun: bool = Tru
     partial = path.with_suffix(".json.partial")
     partial.write_text(to_json(config))
     os.replace(partial, path)
+
+
+def listed(changes: Iterable[str]) -> str:
+    """Returns what `differences` gives as lines of a message."""
+    return "\n".join(f"  config.{line}" for line in changes)
 
 
 def differences(old: ConfigDict, new: ConfigDict) -> list[str]:

@@ -13,7 +13,6 @@ import dataclasses
 import functools
 import json
 import logging
-import os
 import pathlib
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
@@ -85,7 +84,7 @@ def main(_: list[str]) -> None:
     unknown = [name for name in FLAGS.baselines if name not in BASELINES]
     if unknown:
         raise UserError(f"--baselines={unknown[0]}: choose among {', '.join(BASELINES)}.")
-    check_output(FLAGS.output)
+    launch.refuse_folder("output")
     from common.evaluation import extraction, protocols, result_tables
 
     heap.tidy_after_compiling()
@@ -226,12 +225,6 @@ def features_folder() -> Iterator[pathlib.Path]:
     _log.info("Features are not kept; --features=DIR keeps them for further probes.")
     with tempfile.TemporaryDirectory() as folder:
         yield pathlib.Path(folder)
-
-
-def check_output(flag: str) -> None:
-    """Refuses ``--output`` before the work where it cannot be written."""
-    if flag and os.path.isdir(flag):
-        raise UserError(f"--output={flag} is a folder; name a file in it.")
 
 
 def write_results(results: dict[str, Any], output: pathlib.Path) -> None:

@@ -84,7 +84,7 @@ def _check_files(
     theirs = attachments.found(config_lib.read(place), place)
     flat, before = config_lib.flatten(config), config_lib.flatten(theirs)
     for key in config.files:
-        part = f"params/{key.split('.')[-2]}/"
+        part = f"params/{key.split('.')[-2]}/"  # of model.text.vocabulary, the text network
         files = [flat[key], before.get(key)]
         if not all(name and os.path.isfile(name) for name in files):
             continue

@@ -116,6 +116,13 @@ def _in_home(argument: str) -> str:
     return argument
 
 
+def refuse_folder(flag: str) -> None:
+    """Refuses, before any work, a folder where a flag is to name a file that will be written."""
+    path = flags.FLAGS[flag].value
+    if path and os.path.isdir(path):
+        raise UserError(f"--{flag}={path} is a folder; name a file in it.")
+
+
 def quieten_tpu_compiler() -> None:
     """Keeps libtpu, where it is installed but no TPU is, from looking for one and complaining.
 

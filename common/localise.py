@@ -62,7 +62,7 @@ def main(_: list[str]) -> None:
         zero_shot_steps,
     )
 
-    evaluate.check_output(FLAGS.output)
+    launch.refuse_folder("output")
     heap.tidy_after_compiling()
     tasks = step_tables.read_tasks(FLAGS.step_texts)
     steps = _steps()

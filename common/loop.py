@@ -55,6 +55,7 @@ from common.method import Method
 from common.program import Course, Program, build
 from common.signals import Signals
 from common.step_report import Pending, Report, in_one
+from common.validation import missed
 
 _log = logging.getLogger(__name__)
 
@@ -130,9 +131,8 @@ def _train(course: Course, workdir: pathlib.Path, data: Sequence[Data]) -> state
     state = checkpoints.restore(program.like)
     start = 0 if state is None else int(state.step)
     history = validation_lib.History(workdir, config.validation.patience, start)
-    missed = validation_lib.is_due(config.validation, start) and not history.has(start)
     validate = None
-    if state is not None and missed:  # its data could not be read, or a signal came first
+    if state is not None and missed(config.validation, history, start):
         watchdog.at("validating")
         validate = validation_lib.Validator(course.programs[-1], history)
         validate(start, state)
@@ -284,7 +284,7 @@ def _run(
                 _log.info("%s", clock.summary())
                 if history.over:
                     _log.info("%s: %s", workdir, history.why())
-                elif number < config.steps or (validate.due(number) and not history.has(number)):
+                elif number < config.steps or missed(config.validation, history, number):
                     raise Stopped(signals.stop, number)
                 return state
     raise AssertionError("a run ends at its last step")

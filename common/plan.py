@@ -15,7 +15,6 @@ from absl import flags
 
 from common import config as config_lib
 from common import launch
-from common.errors import UserError
 
 
 def define_flags() -> None:
@@ -40,8 +39,7 @@ def main(_: list[str]) -> int:
     if values.json:  # compilations take long: what cannot be written is told before them
         path = pathlib.Path(values.json)
         path.parent.mkdir(parents=True, exist_ok=True)
-        if path.is_dir():
-            raise UserError(f"--json={path} is a folder; name a file in it.")
+        launch.refuse_folder("json")
     name = values["config"].config_filename
     found = planner.forecast(config, chips, name, values.price, values.find_batch)
     print(*report.lines(found), sep="\n")

@@ -12,7 +12,6 @@ import html
 import io
 import json
 import math
-import os
 import pathlib
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -70,8 +69,7 @@ def main(_: list[str]) -> None:
     from common import config as config_lib
     from common.evaluation import result_tables
 
-    if os.path.isdir(FLAGS.output):
-        raise UserError(f"--output={FLAGS.output} is a folder; name a file in it.")
+    launch.refuse_folder("output")
     workdir = pathlib.Path(FLAGS.workdir)
     config = attachments.found(config_lib.read(workdir), workdir)
     results = [result_tables.read(path) for path in FLAGS.results]

@@ -65,7 +65,7 @@ def main(_: list[str]) -> None:
     unknown = [name for name in FLAGS.baselines if name not in BASELINES]
     if unknown:
         raise UserError(f"--baselines={unknown[0]}: choose among {', '.join(BASELINES)}.")
-    evaluate.check_output(FLAGS.output)
+    launch.refuse_folder("output")
     from common.evaluation import extraction, result_tables, zero_shot
 
     heap.tidy_after_compiling()

@@ -155,6 +155,11 @@ def is_due(settings: Any, step: int) -> bool:
     return bool(settings.data) and step % settings.every == 0
 
 
+def missed(settings: Any, history: History, step: int) -> bool:
+    """Whether a validation that was due after ``step`` steps failed, or was given up."""
+    return is_due(settings, step) and not history.has(step)
+
+
 class Validator:
     """Validates the states of a run; where ``config.validation.data`` is empty, never."""
 
@@ -234,9 +239,12 @@ class Validator:
         return {f"validation/{name}": value for name, value in means.items()}
 
     def _batches(self) -> pipeline.DeviceBatches:
-        taken = itertools.islice(self._data.batches(0), self._num_batches)
+        def taken() -> Iterator[dict[str, np.ndarray]]:
+            with contextlib.closing(self._data.batches(0)) as batches:
+                yield from itertools.islice(batches, self._num_batches)
+
         return pipeline.device_batches(
-            taken, self._program.batch_sharding, self._program.config.data.prefetch
+            taken(), self._program.batch_sharding, self._program.config.data.prefetch
         )
 
     @contextlib.contextmanager

@@ -103,9 +103,9 @@ def check_folder(
         paths = (
             shards.find_shards(os.path.join(source, "*-of-*")) if "missing" in str(error) else []
         )
-        if not paths and findings.problems:
-            return findings
         if not paths:
+            if findings.problems:  # an ingest was interrupted before its first whole shard
+                return findings
             raise
         findings.problems["shards are missing"].append(str(error))
     whole = _check_shards(paths, findings)

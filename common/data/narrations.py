@@ -13,7 +13,6 @@ import csv
 import dataclasses
 import functools
 import html
-import io
 import itertools
 import json
 import math
@@ -202,7 +201,7 @@ def _malformed(path: pathlib.Path, line: int, what: str) -> UserError:
 
 
 def _csv(path: pathlib.Path, text: str) -> Iterator[Caption]:
-    rows = csv.DictReader(io.StringIO(text, newline=""), strict=True)
+    rows = tables.csv_reader(text)
     try:
         if missing := [name for name in _COLUMNS if name not in (rows.fieldnames or ())]:
             raise ValueError(f"there is no column {missing[0]!r}; needed are {', '.join(_COLUMNS)}")
@@ -210,8 +209,7 @@ def _csv(path: pathlib.Path, text: str) -> Iterator[Caption]:
             cells = [row[name] for name in _COLUMNS]
             if None in cells:
                 raise ValueError("the row is cut short")
-            if any(cell.strip() for cell in row.get(None, ())):
-                raise ValueError("the row has too many cells; a text with a comma needs quotes")
+            tables.refuse_surplus(row)
             if caption := _caption(*cells):
                 yield caption
     except (ValueError, csv.Error) as error:

@@ -122,19 +122,21 @@ class TrainData:
             UserError: more than ``config.data.max_bad_share`` of the draws could not be read, or
                 none of the records that could stand in for one.
         """
+        spec = self._views.spec()
         if self._fake:
-            for batch in fake.batches(self._views.spec(), self._rows, self._config.seed):
+            for batch in fake.batches(spec, self._rows, self._config.seed):
                 yield batch | {SAMPLE_ID: np.zeros((len(self._rows), 2), np.int64)}
         with contextlib.closing(Stream(self._examples(start_step))) as examples:
             for step in itertools.count(start_step):
-                yield self._batch(step, examples)
+                yield self._batch(step, examples, spec)
 
-    def _batch(self, step: int, examples: Stream) -> dict[str, np.ndarray]:
+    def _batch(
+        self, step: int, examples: Stream, spec: Mapping[str, jax.ShapeDtypeStruct]
+    ) -> dict[str, np.ndarray]:
         number_B, source_B, record_BK = self._draws(step)
         ids_B2 = np.stack([source_B, record_BK[:, 0]], axis=1)
         batch = {
-            name: np.empty((len(ids_B2), *entry.shape), entry.dtype)
-            for name, entry in self._views.spec().items()
+            name: np.empty((len(ids_B2), *entry.shape), entry.dtype) for name, entry in spec.items()
         }
         for row, number in enumerate(number_B.tolist()):
             self.bad.seen += 1

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import queue
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -26,14 +26,14 @@ class DeviceBatches:
 
     def __init__(
         self,
-        batches: Iterator[Mapping[str, np.ndarray]],
+        batches: Generator[Mapping[str, np.ndarray]],
         sharding: jax.sharding.Sharding,
         ahead: int,
     ):
         """Starts to take from `batches`.
 
         Args:
-            batches: this process's parts, as `TrainData.batches` yields them.
+            batches: this process's parts, as `TrainData.batches` yields them; closed with this.
             sharding: of the global batch; it splits the first axis of every entry.
             ahead: batches kept ready on the devices.
         """
@@ -74,8 +74,7 @@ class DeviceBatches:
                 self._ready.get_nowait()
             self._thread.join(0.01)
         # Not left to the end of the program: tf.data, still reading then, would never let go.
-        if hasattr(self._batches, "close"):
-            self._batches.close()
+        self._batches.close()
 
     def __enter__(self) -> DeviceBatches:
         return self

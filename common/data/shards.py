@@ -28,7 +28,7 @@ _HEADER = 12  # length and its checksum
 _FOOTER = 4  # checksum of the payload
 _SEARCH_BYTES = 1 << 20
 _SHARD_NAME = re.compile(r".*(\.tfrecords?|-\d{5,}-of-\d{5,})$")
-_NUMBERED = re.compile(r"(?P<stem>.*)-(?P<number>\d{5,})-of-(?P<count>\d{5,})(\.tfrecords?)?$")
+NUMBERED = re.compile(r"(?P<stem>.*)-(?P<number>\d{5,})-of-(?P<count>\d{5,})(\.tfrecords?)?$")
 
 _readers = itertools.count()
 _log = logging.getLogger(__name__)
@@ -344,7 +344,7 @@ def _find_shards(source: str) -> list[str]:
 def _check_complete(folder: str, names: Iterable[str]) -> None:
     seen: dict[tuple[str, int], set[int]] = {}
     for name in names:
-        if match := _NUMBERED.match(name):
+        if match := NUMBERED.match(name):
             key = (match["stem"], int(match["count"]))
             seen.setdefault(key, set()).add(int(match["number"]))
     for (stem, count), numbers in seen.items():

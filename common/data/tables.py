@@ -196,9 +196,22 @@ def _json_lines(text: str) -> Iterator[Any]:
                 ) from error
 
 
-def _cells(text: str, delimiter: str) -> Iterator[Mapping[str | None, Any]]:
+def csv_reader(text: str, delimiter: str = ",") -> csv.DictReader:
+    """Reads a csv whose first line names its columns; open quotes and the like are errors."""
     csv.field_size_limit(max(csv.field_size_limit(), len(text)))  # many captions are a long cell
-    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    return csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+
+
+def refuse_surplus(row: Mapping[str | None, Any]) -> None:
+    """Raises `ValueError` where a row of a csv has more cells than there are columns."""
+    if surplus := [cell for cell in row.get(None, ()) if cell.strip()]:
+        raise ValueError(
+            f"{surplus[0]!r} is in no column; a text with a separator in it needs quotes"
+        )
+
+
+def _cells(text: str, delimiter: str) -> Iterator[Mapping[str | None, Any]]:
+    reader = csv_reader(text, delimiter)
     try:
         yield from reader
     except csv.Error as error:
@@ -223,10 +236,7 @@ def _item(
         problem = f"row {number}: the path {name!r} is not valid Unicode"
         return Item(f"row {number}", "", f"row {number}", problem=problem)
     try:
-        if surplus := [cell for cell in row.get(None, ()) if cell.strip()]:
-            raise ValueError(
-                f"{surplus[0]!r} is in no column; a text with a separator in it needs quotes"
-            )
+        refuse_surplus(row)
         start, end = (seconds(row.get(column)) for column in ("start", "end"))
         if start is not None and start < 0:
             raise ValueError(f"start {start:g} is before the file begins")

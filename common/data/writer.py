@@ -18,7 +18,6 @@ import json
 import math
 import os
 import pathlib
-import re
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -233,8 +232,10 @@ def journal_entries(folder: str | os.PathLike) -> dict[str, list[dict[str, Any]]
 def num_written(shard: str | os.PathLike) -> int | None:
     """Returns how many records a shard had when it was finished, None where ingest did not."""
     path = pathlib.Path(shard)
-    number = re.search(r"-(\d{5,})-of-\d{5,}\.tfrecord$", path.name)
-    journal = path.parent.parent / _HIDDEN / path.parent.name / f"{number and number[1]}.jsonl"
+    name = shards.NUMBERED.match(path.name)
+    if not name:
+        return None
+    journal = path.parent.parent / _HIDDEN / path.parent.name / f"{name['number']}.jsonl"
     if not journal.is_file():
         return None
     return sum("reason" not in json.loads(line) for line in _whole_lines(journal))

@@ -61,8 +61,8 @@ def slots(parallel: int, gpus: int) -> list[Slot]:
         if number <= len(cores):
             shares = [frozenset(cores[n * len(cores) // number : (n + 1) * len(cores) // number])
                       for n in range(number)]  # fmt: skip
-    devices = os.environ.get(_GPUS)
-    numbers = [str(n) for n in range(gpus)] if devices is None else devices.split(",")
+    devices = os.environ.get(_GPUS, ",".join(map(str, range(gpus))))
+    numbers = [name for name in devices.split(",") if name]
     if len(numbers) < gpus:
         raise UserError(f"--gpus={gpus}, but {_GPUS}={devices} leaves fewer.")
     return [Slot(share, {_GPUS: numbers[n]} if gpus else {}) for n, share in enumerate(shares)]

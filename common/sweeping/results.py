@@ -85,16 +85,16 @@ def refuse_changed(sweep: Sweep, workdir: pathlib.Path) -> None:
         folder = workdir / name
         if not (folder / config_lib.FILE_NAME).exists() or _status(folder) == FAILED:
             continue  # of what failed, the training itself looks whether it may go on
-        before = config_lib.read(workdir / name)
+        before = config_lib.read(folder)
         now = configuration(sweep.config, overrides, name)
         changes = config_lib.differences(before, now)
         if before.steps != now.steps and not any(line.startswith("steps:") for line in changes):
             changes.append(f"steps: {before.steps} there, {now.steps} now")
         if changes:
             raise UserError(
-                f"{workdir / name} was trained with another configuration than {sweep.config} "
+                f"{folder} was trained with another configuration than {sweep.config} "
                 "gives now:\n"
-                + "\n".join(f"  config.{line}" for line in changes)
+                + config_lib.listed(changes)
                 + "\nUse another --workdir or the same values."
             )
 

@@ -83,6 +83,9 @@ def test_runs_get_the_gpus_that_the_environment_allows(monkeypatch):
     assert (of(0), of(2)) == ([None], ["2", "GPU-7"])
     with pytest.raises(UserError, match="leaves fewer"):
         of(3)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    with pytest.raises(UserError, match="leaves fewer"):
+        of(1)
 
 
 @pytest.mark.slow
