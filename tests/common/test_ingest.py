@@ -117,6 +117,7 @@ def test_a_second_split_shares_and_extends_the_label_map(source, finished, tmp_p
     assert set(json.loads((output / "dataset.json").read_text())["splits"]) == {"train", "test"}
 
 
+@pytest.mark.slow
 def test_another_split_that_is_not_finished_stops_none(source, finished, tmp_path):
     output, _, options = finished
     shutil.copytree(output, tmp_path / "out")
@@ -126,6 +127,7 @@ def test_another_split_that_is_not_finished_stops_none(source, finished, tmp_pat
     assert len(read(tmp_path / "out" / "late")) == 5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options, message",
     [

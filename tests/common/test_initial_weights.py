@@ -129,6 +129,7 @@ def test_of_several_places_the_last_one_that_has_an_array_counts(tmp_path):
     _assert_equal(_toy_begins(tmp_path / "one", tmp_path / "other"), other | {bias: one[bias]})
 
 
+@pytest.mark.slow
 def test_weights_of_other_words_are_not_taken_for_those_of_ones_own(tmp_path):
     def config(words, text):
         path = tmp_path / words

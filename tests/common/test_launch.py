@@ -30,6 +30,7 @@ def test_an_argument_that_is_no_flag_is_refused_unless_the_tool_takes_some():
     assert (done.returncode, done.stdout) == (0, "arguments: one two\n")
 
 
+@pytest.mark.slow
 def test_the_home_is_put_in_where_shells_do_not(tmp_path):
     program = TOOL.replace("lambda: None", "lambda: flags.DEFINE_string('out', '', '')")
     program = program.replace("*argv[1:]", "flags.FLAGS.out").format(False)
@@ -45,6 +46,7 @@ def test_the_home_is_put_in_where_shells_do_not(tmp_path):
         assert done.stdout == f"arguments: {expected}\n", done.stderr
 
 
+@pytest.mark.slow
 def test_a_flag_that_is_left_empty_is_no_folder():
     done = subprocess.run(
         [sys.executable, "-m", "common.train", "--config=configs/brave_demo.py", "--workdir="],

@@ -115,6 +115,7 @@ def test_a_signal_saves_and_stops_and_the_run_continues_bit_identically(
     assert losses(tmp_path) == losses(workdir)
 
 
+@pytest.mark.slow
 def test_a_signal_while_data_do_not_come_saves_what_was_trained(whole_run, tmp_path):
     goes_on = threading.Event()
 

@@ -118,6 +118,7 @@ def test_without_slurm_the_script_is_kept(sweep_file, tmp_path):
     assert (tmp_path / "w" / "sweep.sbatch").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options, message",
     [
@@ -132,6 +133,7 @@ def test_flags_that_would_be_ignored_are_refused(sweep_file, tmp_path, options, 
     assert done.returncode == 2 and message in done.stderr
 
 
+@pytest.mark.slow
 def test_what_was_trained_with_another_configuration_is_not_compared(sweep_file, tmp_path):
     options = [f"--sweep={sweep_file(1)}", f"--workdir={tmp_path}/w"]
     folder = tmp_path / "w" / "optimizer.warmup_steps=1"
@@ -145,6 +147,7 @@ def test_what_was_trained_with_another_configuration_is_not_compared(sweep_file,
     assert "optimizer.warmup_steps=1 was trained with another configuration" in done.stderr
 
 
+@pytest.mark.slow
 def test_a_config_that_is_not_there_is_named(sweep_file, tmp_path):
     path = sweep_file(1)
     path.write_text(path.read_text().replace("config.py", "cnfig.py"))

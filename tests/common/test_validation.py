@@ -199,6 +199,7 @@ def test_data_of_a_validation_that_fail_cost_nothing_that_was_trained(tmp_path, 
     assert [row["step"] for row in _rows(tmp_path)][:3] == [2, 4, 6]  # what was missed, too
 
 
+@pytest.mark.slow
 def test_a_last_validation_that_failed_is_made_up_for(tmp_path, monkeypatch):
     config = get_config(**RISING | {"steps": 2})
     straight = loop.train(Toy(), config, tmp_path / "straight", ToyData())
@@ -214,6 +215,7 @@ def test_a_last_validation_that_failed_is_made_up_for(tmp_path, monkeypatch):
     assert _rows(tmp_path / "run") == _rows(tmp_path / "straight")
 
 
+@pytest.mark.slow
 def test_a_signal_during_a_validation_saves_at_once_and_a_restart_makes_up_for_it(
     tmp_path, monkeypatch
 ):
