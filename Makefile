@@ -36,9 +36,18 @@ test: $(INSTALLED)  ## every test
 test-quick: $(INSTALLED)  ## the tests that take seconds
 	@$(BIN)/python -m pytest -q -n auto --dist loadfile -m "not slow"
 
-test-tpu:  ## what asks the TPU compiler, in an environment of its own (Linux on x86-64; 213 MB more)
-	@$(MAKE) --no-print-directory VENV=.venv-tpu EXTRAS=dev,tpu .venv-tpu/.installed
+test-tpu: .venv-tpu/.installed  ## what asks the TPU compiler, in an environment of its own (Linux on x86-64; 213 MB more)
 	@.venv-tpu/bin/python -m pytest -q tests/common/planning
+
+# libtpu lies over $(VENV), which it shares every other package with: a second whole environment
+# would take gigabytes. It is not in $(VENV), for jax looks for a TPU wherever libtpu is.
+.venv-tpu/.installed: $(INSTALLED)
+	@$(BIN)/python -m venv --clear --without-pip .venv-tpu
+	@$(BIN)/python -c "import sysconfig; print('import site; site.addsitedir(%r)' % sysconfig.get_path('purelib'))" \
+	  > "$$(.venv-tpu/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/_shared.pth"
+	@PYTHONWARNINGS='ignore:Editable installation' \
+	  $(BIN)/python -m pip --python .venv-tpu/bin/python install --quiet --editable '.[tpu]'
+	@touch $@
 
 lint: $(INSTALLED)  ## ruff
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
