@@ -154,7 +154,7 @@ def _train(course: Course, workdir: pathlib.Path, data: Sequence[Data]) -> state
         watchdog.at("compiling")
         course.compiled(start)  # while the first batches are being read
         hosts.meet("before the first step")
-        return _run(course, state, batches, checkpoints, validate, workdir)
+        return _Run(course, state, batches, checkpoints, validate, workdir).to_its_end()
     finally:
         batches.close()
         watchdog.at("finishing the last save")
@@ -194,97 +194,127 @@ def _describe(program: Program, workdir: pathlib.Path, start: int) -> None:
     )  # fmt: skip
 
 
-def _run(
-    course: Course,
-    state: state_lib.TrainState,
-    batches: pipeline.DeviceBatches,
-    checkpoints: checkpoint.Checkpoints,
-    validate: validation_lib.Validator,
-    workdir: pathlib.Path,
-) -> state_lib.TrainState:
+class _Run:
     """The loop itself; its order is documented at the top of this file."""
-    config, history = course.config, validate.history
-    start = int(state.step)
-    peak = clock_lib.peak_flops(jax.devices()[0].device_kind)
-    clock = clock_lib.Clock(config.steps - start, peak)
-    alone = hosts.count() == 1
-    pending: Pending | None = None
-    writer = (
-        metrics_lib.MetricsWriter(workdir, start) if hosts.is_first() else metrics_lib.Nowhere()
-    )
-    with Signals(course.programs[0].batch_sharding) as signals, writer:
-        report = Report(config, writer, clock, workdir)
 
-        @contextlib.contextmanager
-        def time(part: str) -> Iterator[None]:
-            place = f"step {number} of {config.steps}, {clock_lib.PARTS[part]}"
-            watchdog.at(place, quick=part in ("data", "device"))
-            with clock.time(part):
-                yield
+    def __init__(
+        self,
+        course: Course,
+        state: state_lib.TrainState,
+        batches: pipeline.DeviceBatches,
+        checkpoints: checkpoint.Checkpoints,
+        validate: validation_lib.Validator,
+        workdir: pathlib.Path,
+    ):
+        """Takes what a run is made of, at the state from which it goes on."""
+        self._course, self._state, self._batches = course, state, batches
+        self._checkpoints, self._validate, self._workdir = checkpoints, validate, workdir
+        self._config, self._history = course.config, validate.history
+        start = int(state.step)
+        self._number = start  # of the step under way
+        self._pending: Pending | None = None  # the step before it, until its metrics are read
+        self._alone = hosts.count() == 1
+        self._signals = Signals(course.programs[0].batch_sharding)
+        peak = clock_lib.peak_flops(jax.devices()[0].device_kind)
+        self._clock = clock_lib.Clock(self._config.steps - start, peak)
+        first = hosts.is_first()
+        self._writer = metrics_lib.MetricsWriter(workdir, start) if first else metrics_lib.Nowhere()
+        self._report = Report(self._config, self._writer, self._clock, workdir)
 
-        def read() -> dict[str, np.ndarray]:
-            values, signum = pending.read()
-            signals.hear(signum)
-            return values
+    def to_its_end(self) -> state_lib.TrainState:
+        """Trains; returns the last state, or raises `Stopped`."""
+        config = self._config
+        with self._signals, self._writer:
+            while True:
+                self._number += 1
+                self._dispatch(self._take())
+                last = self._number == config.steps or self._signals.stop is not None
+                every = self._number % config.checkpoint_every == 0
+                if last or every or self._validate.due(self._number):
+                    self._save(self._number)
+                if last or self._history.over or (self._pending is None and self._asked()):
+                    return self._end()
 
-        def asked() -> bool:  # of several processes all must do the same
-            return alone and signals.stop is not None
+    def _take(self) -> dict[str, jax.Array]:
+        """Returns the batch of this step; saves the step before where there is none."""
+        try:
+            with self._time("data"):
+                batch = self._batches.take(self._asked)
+        except UserError:  # the data are at fault; what was trained is kept
+            if self._pending and self._alone:  # to save, all processes are needed
+                self._save(self._number - 1)
+            raise
+        if batch is None:  # asked to stop while the data do not come
+            if self._pending:
+                self._save(self._number - 1)
+            self._checkpoints.finish()
+            raise Stopped(self._signals.stop, self._number - 1)
+        return batch
 
-        def save(number: int) -> None:
-            with time("device"):
-                values, failure = read(), None
-            with time("evaluate"):
-                try:
-                    if signals.stop is None:  # else there is little time; a restart makes up for it
-                        values |= validate(number, state, asked)
-                except UserError as error:  # its data are at fault; what was trained is kept
-                    if not alone:
-                        raise
-                    failure = error
-            report(pending, values, state)
-            with time("save"):
-                checkpoints.save(number, state, history.best)
-            if failure:
-                raise failure
+    def _dispatch(self, batch: dict[str, jax.Array]) -> None:
+        """Starts this step on the devices, waits for the one before and writes its metrics."""
+        sample_ids = batch.pop(pipeline.SAMPLE_ID)
+        before = self._number - 1  # steps done when this one begins
+        program, step = self._course.program(before), self._course.compiled(before)
+        with self._time("device"):
+            signums_D = self._signals.on_devices()
+            with jax.transfer_guard("disallow"):
+                self._state, metrics = step(self._state, batch)
+                packed = in_one(metrics, signums_D)
+            values = self._read() if self._pending else None
+        self._clock.tick(program.config.batch_size, program.flops)
+        watchdog.step()
+        if self._pending:
+            self._report(self._pending, values, self._state)
+        self._pending = Pending(self._number, sample_ids, sorted(metrics), packed)
+        self._checkpoints.check()
 
-        for number in range(start + 1, config.steps + 1):
+    def _read(self) -> dict[str, np.ndarray]:
+        """Waits for the pending step; returns its metrics, and hears what came with them."""
+        values, signum = self._pending.read()
+        self._signals.hear(signum)
+        return values
+
+    def _save(self, number: int) -> None:
+        """Reads the metrics of the pending step, ``number``; validates where it is due; saves."""
+        with self._time("device"):
+            values, failure = self._read(), None
+        with self._time("evaluate"):
             try:
-                with time("data"):
-                    batch = batches.take(asked)
-            except UserError:  # the data are at fault; what was trained is kept
-                if pending and alone:  # to save, all processes are needed
-                    save(number - 1)
-                raise
-            if batch is None:  # asked to stop while the data do not come
-                if pending:
-                    save(number - 1)
-                checkpoints.finish()
-                raise Stopped(signals.stop, number - 1)
-            sample_ids = batch.pop(pipeline.SAMPLE_ID)
-            program, step = course.program(number - 1), course.compiled(number - 1)
-            with time("device"):
-                signums_D = signals.on_devices()
-                with jax.transfer_guard("disallow"):
-                    state, metrics = step(state, batch)
-                    packed = in_one(metrics, signums_D)
-                values = read() if pending else None
-            clock.tick(program.config.batch_size, program.flops)
-            watchdog.step()
-            if pending:
-                report(pending, values, state)
-            pending = Pending(number, sample_ids, sorted(metrics), packed)
-            checkpoints.check()
-            last = number == config.steps or signals.stop is not None
-            if last or number % config.checkpoint_every == 0 or validate.due(number):
-                save(number)
-                pending = None
-            if last or history.over or (pending is None and asked()):
-                watchdog.at("finishing the last save")
-                checkpoints.finish()
-                _log.info("%s", clock.summary())
-                if history.over:
-                    _log.info("%s: %s", workdir, history.why())
-                elif number < config.steps or missed(config.validation, history, number):
-                    raise Stopped(signals.stop, number)
-                return state
-    raise AssertionError("a run ends at its last step")
+                if self._signals.stop is None:  # else there is little time; restarts make up for it
+                    values |= self._validate(number, self._state, self._asked)
+            except UserError as error:  # its data are at fault; what was trained is kept
+                if not self._alone:
+                    raise
+                failure = error
+        self._report(self._pending, values, self._state)
+        self._pending = None
+        with self._time("save"):
+            self._checkpoints.save(number, self._state, self._history.best)
+        if failure:
+            raise failure
+
+    def _end(self) -> state_lib.TrainState:
+        """Returns the state once it is saved; raises `Stopped` where the run was to go on."""
+        watchdog.at("finishing the last save")
+        self._checkpoints.finish()
+        _log.info("%s", self._clock.summary())
+        if self._history.over:
+            _log.info("%s: %s", self._workdir, self._history.why())
+        elif self._number < self._config.steps or missed(
+            self._config.validation, self._history, self._number
+        ):
+            raise Stopped(self._signals.stop, self._number)
+        return self._state
+
+    def _asked(self) -> bool:
+        """Whether to stop at once: of several processes, all must do the same, after a step."""
+        return self._alone and self._signals.stop is not None
+
+    @contextlib.contextmanager
+    def _time(self, part: str) -> Iterator[None]:
+        """Counts a part of the step, and says where this process is."""
+        place = f"step {self._number} of {self._config.steps}, {clock_lib.PARTS[part]}"
+        watchdog.at(place, quick=part in ("data", "device"))
+        with self._clock.time(part):
+            yield

@@ -20,8 +20,8 @@ from common import clock as clock_lib
 from common import metrics as metrics_lib
 from common import state as state_lib
 from common import validation as validation_lib
+from common.accumulation import Metrics
 from common.errors import UserError
-from common.step import Metrics
 
 COLLAPSE_PATIENCE = 500  # steps between two warnings
 

@@ -27,12 +27,13 @@ import numpy as np
 from flax import nnx
 
 from common import checkpoint, hosts, sharding
+from common.accumulation import Metrics, cut, join
 from common.data import files, pipeline, sources
 from common.errors import UserError
 from common.method import Batch, Embeddings, Method
 from common.program import Program
 from common.state import TrainState, Tree, merge
-from common.step import Metrics, cut, example_keys, join
+from common.step import example_keys
 
 FILE_NAME = "validation.jsonl"
 LOSS = "validation/loss"  # as it is logged
