@@ -84,7 +84,10 @@ def main(argv: list[str]) -> int:
     if args.beam_options and args.runner == _LOCAL:
         raise UserError("--beam_options are of Apache Beam; name the --runner that takes them.")
     settings = _settings(args)
-    output = writer.Output(args.output, _checked_split(args.split))
+    folder = args.output
+    if args.runner != _LOCAL:
+        folder = os.path.abspath(folder)  # workers elsewhere stand in other folders
+    output = writer.Output(folder, _checked_split(args.split))
     source = _read_source(args)
     if source.unused:
         print(f"Not used of {args.source}: {', '.join(source.unused)}.", file=sys.stderr)

@@ -125,6 +125,12 @@ class Output:
     def _journal(self, shard: int) -> pathlib.Path:
         return self._state / f"{shard:05d}.jsonl"
 
+    def keep_error(self, text: str) -> pathlib.Path:
+        """Keeps the whole of what ended the work beside its journals; returns where."""
+        path = self._state / "error.txt"
+        write_whole(path, text)
+        return path
+
     def unfinished(self) -> list[int]:
         """Returns the numbers of the shards that are not there yet."""
         return [shard for shard in range(self.num_shards) if not self.shard_path(shard).exists()]

@@ -1,10 +1,13 @@
 """From files to records: whole shards or none, and a killed run goes on where it was."""
 
+import contextlib
 import json
+import os
 import pathlib
 import resource
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -214,6 +217,78 @@ def test_beam_makes_the_same_bytes(source, finished, tmp_path):
     assert shard_bytes(tmp_path / "train") == shard_bytes(whole / "train")
     one, other = (json.loads((o / "dataset.json").read_text()) for o in (tmp_path, whole))
     assert one["splits"]["train"] == other["splits"]["train"]
+
+
+@contextlib.contextmanager
+def beam_service(module, folder, *options):
+    """Runs a server of Beam's, which stands in an empty folder, until the block ends."""
+    folder.mkdir(parents=True, exist_ok=True)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    with open(folder / "log", "w") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", f"apache_beam.runners.{module}", *options],
+            cwd=folder, env=environment, stdout=log, stderr=log,
+        )  # fmt: skip
+    try:
+        yield process, folder / "log"
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def wait(ready, process, log):
+    while not ready():
+        assert process.poll() is None, log.read_text()
+        time.sleep(0.05)
+
+
+def answers(port):
+    with socket.socket() as client:
+        return client.connect_ex(("127.0.0.1", port)) == 0
+
+
+@pytest.mark.slow
+def test_workers_of_a_beam_cluster_make_the_same_bytes(source, finished, tmp_path):
+    """What Flink's and Spark's runners do: a job server, and workers that stand elsewhere."""
+    pytest.importorskip("apache_beam", reason="needs the extra beam: pip install -e .[beam]")
+    whole, _, options = finished
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        pool = free.getsockname()[1]
+    server = tmp_path / "server"
+    jobs = ("portability.local_job_service_main", server, "--port=0", "--port_file=port")
+    workers = ("worker.worker_pool_main", tmp_path / "workers", f"--service_port={pool}")
+    with beam_service(*jobs) as of_jobs, beam_service(*workers) as of_workers:
+        wait(lambda: (server / "port").exists() and (server / "port").read_text(), *of_jobs)
+        wait(lambda: answers(pool), *of_workers)
+        beam_options = [
+            f"--job_endpoint=127.0.0.1:{(server / 'port').read_text()}",
+            "--environment_type=EXTERNAL",
+            f"--environment_config=127.0.0.1:{pool}",
+        ]
+        output = os.path.relpath(tmp_path / "out", ROOT)
+        done = ingest(
+            source, output, *options, "--runner=PortableRunner",
+            f"--beam_options={','.join(beam_options)}",
+        )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert shard_bytes(tmp_path / "out" / "train") == shard_bytes(whole / "train")
+
+
+@pytest.mark.slow
+def test_what_ends_a_beam_pipeline_is_said_in_a_line_and_kept_whole(source, tmp_path):
+    pytest.importorskip("apache_beam", reason="needs the extra beam: pip install -e .[beam]")
+    nobody = "--job_endpoint=127.0.0.1:1,--job_server_timeout=1,--environment_type=LOOPBACK"
+    failed = ingest(
+        source, tmp_path, "--runner=PortableRunner", f"--beam_options={nobody},--paralelism=2"
+    )
+    assert failed.returncode == 2 and "Traceback" not in failed.stderr
+    assert "--runner=PortableRunner failed: FutureTimeoutError" in failed.stderr
+    assert "Apache Beam does not know --paralelism" in failed.stderr
+    kept = tmp_path / ".ingest" / "train" / "error.txt"
+    assert str(kept) in failed.stderr and "Traceback" in kept.read_text()
+    done = ingest(source, tmp_path)
+    assert done.returncode == 0 and len(read(tmp_path / "train")) == 10
 
 
 @pytest.mark.slow
