@@ -17,6 +17,9 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # it greets with pages of CP
 # These are for products and convolutions, of which there are none here; left on, they are announced
 # at every start, whatever the level.
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
+# Of an object in a bucket (gs://) it reads 64 MiB wherever it is asked for a byte. Of records a few
+# hundred kB are read here and there: a MiB at a time, and the byte before it, where it looks first.
+os.environ.setdefault("GCS_READAHEAD_BUFFER_SIZE_BYTES", str((1 << 20) + 1))
 
 import tensorflow as tf  # noqa: E402
 

@@ -151,7 +151,7 @@ def _check_shards(paths: list[str], findings: Findings) -> list[tuple[str, int, 
 
 def _check_index(path: str, index: shards.Index, findings: Findings) -> None:
     name = os.path.basename(path)
-    if not os.path.exists(path + shards.INDEX_SUFFIX):
+    if not files.gfile(path).exists(path + shards.INDEX_SUFFIX):
         findings.remarks["no index; it is made when training first reads the shard"].append(name)
         return
     stored = shards.stored_index(path)
