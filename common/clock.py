@@ -16,36 +16,44 @@ PARTS = {
 }
 
 # Dense bfloat16 peak per JAX device in FLOP/s, by the beginning of its `device_kind`; the longest
-# match counts. TPU: cloud.google.com/tpu/docs (a v2 or v3 device is one of a chip's two cores).
-# NVIDIA: the data sheets of the products, without sparsity; where they give only a float16 peak
-# (V100, T4), that.
+# match counts. TPU: cloud.google.com/tpu/docs (a v2, v3 or TPU7x device is one of a chip's two
+# cores); v4i of Jouppi et al., 2021 (ISCA). NVIDIA: the data sheets of the products, without
+# sparsity; where they give only a float16 peak (V100, T4), that.
 PEAK_FLOPS = {
     "TPU v2": 22.5e12,
     "TPU v3": 61.5e12,
     "TPU v4": 275e12,
+    "TPU v4 lite": 138e12,
     "TPU v5 lite": 197e12,
     "TPU v5e": 197e12,
     "TPU v5": 459e12,
     "TPU v5p": 459e12,
     "TPU v6 lite": 918e12,
     "TPU v6e": 918e12,
-    "TPU7x": 2307e12,
+    "TPU7x": 1153.5e12,
     "NVIDIA A10": 125e12,
     "NVIDIA A100": 312e12,
     "NVIDIA B200": 2250e12,
     "NVIDIA GeForce RTX 4090": 165.2e12,
     "NVIDIA H100 80GB HBM3": 989.4e12,
+    "NVIDIA H100 NVL": 835.5e12,
     "NVIDIA H100 PCIe": 756e12,
     "NVIDIA H200": 989.4e12,
+    "NVIDIA H200 NVL": 835.5e12,
     "NVIDIA L4": 121e12,
     "NVIDIA L40S": 362e12,
     "Tesla T4": 65e12,
     "Tesla V100": 125e12,
+    "Tesla V100-PCIE": 112e12,
 }
+# What follows the name of a chip where it is a share of it (MIG) or another chip (a GeForce's).
+_OTHER_CHIPS = ("MIG", "Laptop", "D")
 
 
 def peak_flops(device_kind: str) -> float | None:
     """Returns the dense bfloat16 peak of one device in FLOP/s; None where it is not known."""
+    if any(f" {word} " in f"{device_kind} " for word in _OTHER_CHIPS):
+        return None
     known = [name for name in PEAK_FLOPS if device_kind == name or _starts(device_kind, name)]
     return PEAK_FLOPS[max(known, key=len)] if known else None
 

@@ -127,7 +127,8 @@ def main(_: list[str]) -> None:
 def _probe_settings(protocol: Protocol) -> ProbeSettings:
     from common.evaluation import linear
 
-    C = FLAGS.C or (protocol.C if FLAGS.probe == "svm" else 0.0)
+    fixed = protocol.C if FLAGS.probe == "svm" and not FLAGS.sweep else 0.0
+    C = FLAGS.C or fixed
     return linear.ProbeSettings(FLAGS.probe, C, FLAGS.sweep, FLAGS.seed, protocol.standardise)
 
 

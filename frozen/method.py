@@ -16,7 +16,7 @@ from common.errors import UserError
 from common.method import Batch, Embeddings, Encoder, TextInput, VideoInput
 from common.precision import compute_dtype
 from frozen.loss import DIRECTIONS, LOSSES, max_margin_loss, sigmoid_loss, softmax_loss
-from frozen.model import FrozenModel
+from frozen.model import GREATEST_SCALE, FrozenModel
 from frozen.views import FrozenViews
 
 SPACE = "video and text"
@@ -46,8 +46,12 @@ class Frozen:
                 raise UserError(
                     f"config.model.{key} is {model[key]!r}; it must be one of {', '.join(names)}."
                 )
-        if not model.temperature > 0:
-            raise UserError(f"config.model.temperature is {model.temperature}; it must be above 0.")
+        learned = model.learn_temperature and model.loss != "max_margin"
+        least = 1 / GREATEST_SCALE if learned else 0.0
+        if not model.temperature > least:  # where it begins at the bound, it would never learn
+            raise UserError(
+                f"config.model.temperature is {model.temperature}; it must be above {least:g}."
+            )
         most = model.text.positions
         for key in ("max_pieces", "evaluation_pieces"):
             if not 2 <= model.text[key] <= most:

@@ -17,7 +17,7 @@ from common.backbones.space_time_transformer import SpaceTimeTransformer
 from common.weights import vit_layout
 
 _LEAST_NORM = 1e-8  # below which embeddings are not made longer, as published
-_GREATEST_SCALE = 100.0  # that a learned temperature may reach, as in CLIP
+GREATEST_SCALE = 100.0  # that a learned temperature may reach, as in CLIP
 _FIRST_BIAS = -10.0  # of the sigmoid loss (Zhai et al., 2023, arXiv:2303.15343)
 
 
@@ -122,7 +122,7 @@ class FrozenModel(nnx.Module):
     def _scale(self) -> jax.Array | float:
         if self.log_scale is None:
             return self._fixed_scale
-        return jnp.minimum(jnp.exp(self.log_scale[...]), _GREATEST_SCALE)
+        return jnp.minimum(jnp.exp(self.log_scale[...]), GREATEST_SCALE)
 
 
 def _wide(x_BD: jax.Array) -> jax.Array:

@@ -267,7 +267,8 @@ def seconds(value: Any) -> float | None:
         parts = [float(part) for part in str(value).split(":")]
     except ValueError:
         parts = []
-    if not 1 <= len(parts) <= 3 or not all(map(math.isfinite, parts)):
+    signed = len(parts) > 1 and "-" in str(value)  # of "-0:30" the sign would be lost
+    if not 1 <= len(parts) <= 3 or not all(map(math.isfinite, parts)) or signed:
         raise ValueError(f"{value!r} is not a time in seconds or h:m:s")
     total = 0.0
     for part in parts:

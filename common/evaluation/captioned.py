@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import pathlib
+import re
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 MSRVTT_COLUMNS = ("video_id", "sentence")
 YOUCOOK2_COLUMNS = ("video_id", "start", "end", "text")
+_CUT = re.compile(r"#(\d+\.\d{3})?-(\d+\.\d{3})?$")
 _SPAN = "{:.3f}-{:.3f}"  # as ingest marks the clips of a table that gives them no id
 
 
@@ -165,6 +167,7 @@ def from_table(path: str | os.PathLike[str], record_ids: Iterable[str]) -> list[
 
 def video_and_span(record: str) -> tuple[str, str]:
     """Returns the video's name and the clip's times, or "" for a whole video, of a record's id."""
-    path, _, span = record.rpartition("#") if "#" in record else (record, "", "")
-    file = pathlib.PurePosixPath(path)
-    return (file.stem if file.suffix.lower() in tables.VIDEO_SUFFIXES else file.name), span
+    cut = _CUT.search(record)
+    file = pathlib.PurePosixPath(record[: cut.start()] if cut else record)
+    name = file.stem if file.suffix.lower() in tables.VIDEO_SUFFIXES else file.name
+    return name, cut[0][1:] if cut else ""

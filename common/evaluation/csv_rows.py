@@ -59,7 +59,7 @@ def read(path: str | os.PathLike[str], *choices: Sequence[str]) -> list[Row]:
     """
     try:
         text = pathlib.Path(path).read_text(encoding="utf-8-sig")
-        reader = csv.DictReader(text.splitlines(keepends=True))
+        reader = tables.csv_reader(text)
         rows = [Row(str(path), reader.line_num, cells) for cells in reader]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{path} cannot be read as csv in UTF-8: {error}") from error
@@ -69,4 +69,9 @@ def read(path: str | os.PathLike[str], *choices: Sequence[str]) -> list[Row]:
         raise UserError(f"{path}, line 1: the columns are {', '.join(columns)}; needed: {wanted}.")
     if not rows:
         raise UserError(f"{path} has no rows below its heading.")
+    for row in rows:
+        try:
+            tables.refuse_surplus(row.cells)
+        except ValueError as error:
+            raise UserError(f"{path}, line {row.line}: {error}.") from error
     return rows

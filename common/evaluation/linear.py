@@ -15,7 +15,7 @@ from common.evaluation.features import Features
 DEFAULT_C = {"svm": 1e-4, "ridge": 1e-3, "logistic": 1e-2}
 SWEEP_C = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 _HELD_OUT = 0.2  # share of training videos on which C is chosen
-_SWEEP_PASSES = 100  # of the SVM solver, enough to rank values of C
+_SWEEP_PASSES = 100  # of the solver, enough to rank values of C
 _PATIENCE = 2  # values of C that may be no better than the best before the sweep ends
 
 
@@ -66,6 +66,12 @@ class Split:
                 "from --label_columns, --tables are those of --train and of --test, in that order."
             )
         self._rows_RD = features.rows_RD
+        for video in self.videos:
+            if not np.isfinite(self._rows_RD[video.start : video.start + video.count]).all():
+                raise UserError(
+                    f"{flag}: the features of {video.id} are not finite numbers, so no probe can "
+                    "be fitted to them or scored. Look at the clip and at the weights."
+                )
         number = {name: i for i, name in enumerate(classes)}
         numbers = [[number[name] for name in video.labels] for video in self.videos]
         if single:
@@ -179,7 +185,7 @@ def _fit(
             rows, targets, classes, C=C, seed=settings.seed, standardise=settings.standardise,
             **options,
         )  # fmt: skip
-    return probes.fit_logistic(rows, targets, classes, C=C, seed=settings.seed, **options)
+    return probes.fit_logistic(rows, targets, classes, C=C, **options)
 
 
 def _statistics(
@@ -205,7 +211,12 @@ def _choose_C(split: Split, classes: int, settings: ProbeSettings) -> tuple[floa
     count = max(1, round(_HELD_OUT * len(order)))
     held, kept = np.sort(order[:count]), np.sort(order[count:])
     rows, targets, _ = split.rows(kept)
-    options = {"max_iter": _SWEEP_PASSES} if settings.name == "svm" else {}
+    if split.single and len(np.unique(targets)) < 2:
+        raise UserError(
+            f"--sweep holds {count} of the {len(order)} videos of --train out, and the others are "
+            "all of one class. Name --C instead, or give more videos."
+        )
+    options = {} if settings.name == "ridge" else {"max_iter": _SWEEP_PASSES}
     reached: dict[float, float] = {}
     for C in SWEEP_C:  # from the strongest regularisation on, which is also the quickest to fit
         probe = _fit(settings, rows, targets, classes, C, **options)

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from common.data import tables
 from common.errors import UserError
-from common.evaluation import csv_rows
+from common.evaluation import captioned, csv_rows
 from common.evaluation.features import Features
 
 ROLES = ("train", "test")
@@ -183,7 +183,7 @@ def _of_list(path: pathlib.Path) -> Iterator[Entry]:
 def _by_video(names: Sequence[str]) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
     for name in names:
-        found.setdefault(_stem(name), []).append(name)
+        found.setdefault(captioned.video_and_span(name)[0], []).append(name)
     return found
 
 

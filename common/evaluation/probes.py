@@ -10,10 +10,14 @@ import dataclasses
 import pathlib
 import warnings
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from common.errors import UserError
+
+if TYPE_CHECKING:
+    import jax
 
 CHUNK_ROWS = 8192  # rows of features held in memory at once by whatever streams them
 
@@ -150,71 +154,69 @@ def fit_logistic(
     targets: np.ndarray,
     num_classes: int,
     C: float = 1e-2,
-    seed: int = 0,
-    epochs: int = 100,
-    batch_size: int = 4096,
-    learning_rate: float = 0.02,
+    max_iter: int = 1000,
 ) -> LinearProbe:
-    """Fits logistic regression in minibatches: memory does not grow with the number of rows.
+    """Fits logistic regression a chunk of rows at a time: memory does not grow with their number.
 
     The objective is scikit-learn's ``LogisticRegression``: the summed cross-entropy (softmax for
     class numbers, one sigmoid per class for bool targets) plus half the squared weights over `C`,
-    the bias free; on standardised features, by Adam with the learning rate falling to zero along a
-    cosine. Rows are drawn in a new order every epoch, read from `features_RD`, which is meant to be
-    a memory-mapped file: a row is a page or two, so random reads cost no more than ordered ones.
+    the bias free; on standardised features, by SciPy's L-BFGS. Every step passes over
+    `features_RD`, which is meant to be a memory-mapped file.
 
     Args:
         features_RD: float32 (R, D), in memory or memory-mapped.
         targets: see the module.
         num_classes: classes that scores are returned for.
         C: inverse strength of the regularisation.
-        seed: of the order of rows.
-        epochs: passes over the rows; at least 500 steps are made.
-        batch_size: rows per step.
-        learning_rate: Adam's, at the start.
+        max_iter: steps at most; a note says where more were needed.
 
     Raises:
         UserError: there are fewer than two classes.
     """
     import jax
-    import jax.numpy as jnp
-    import optax
+    import scipy.optimize
 
     present = _present_classes(targets)
     num_rows, dim = features_RD.shape
-    batch_size = min(batch_size, num_rows)
     mean_D, scale_D = standardisation(features_RD)
-    steps = max(500, epochs * -(-num_rows // batch_size))
-    optimizer = optax.adam(optax.cosine_decay_schedule(learning_rate, steps))
     single = targets.ndim == 1
     class_targets = np.searchsorted(present, targets) if single else targets[:, present]
+    # Of two classes scikit-learn knows one vector of weights; here it is shared by two.
+    penalty = (2 if single and len(present) == 2 else 1) / (C * num_rows)
+    loss_of = jax.jit(jax.value_and_grad(_cross_entropy))
 
-    def loss(params, x_BD, y):
-        logits_BK = x_BD @ params["weights"] + params["bias"]
-        if single:
-            data = optax.softmax_cross_entropy_with_integer_labels(logits_BK, y).mean()
-        else:
-            data = optax.sigmoid_binary_cross_entropy(logits_BK, y).sum(axis=1).mean()
-        return data + 0.5 * jnp.sum(params["weights"] ** 2) / (C * num_rows)
+    def objective(flat_P: np.ndarray) -> tuple[float, np.ndarray]:
+        params_EK = flat_P.reshape(dim + 1, len(present))  # the last row is the bias
+        value, gradient_EK = 0.0, np.zeros_like(params_EK)
+        for rows in _chunks(num_rows):
+            x_RD = (np.asarray(features_RD[rows], np.float64) - mean_D) / scale_D
+            y = class_targets[rows]
+            loss, pull_EK = loss_of(params_EK.astype(np.float32), x_RD.astype(np.float32), y)
+            value += float(loss) / num_rows
+            gradient_EK += np.asarray(pull_EK) / num_rows
+        gradient_EK[:-1] += penalty * params_EK[:-1]
+        return value + 0.5 * penalty * np.sum(params_EK[:-1] ** 2), gradient_EK.ravel()
 
-    @jax.jit
-    def update(params, opt_state, x_BD, y):
-        updates, opt_state = optimizer.update(jax.grad(loss)(params, x_BD, y), opt_state)
-        return optax.apply_updates(params, updates), opt_state
+    done = scipy.optimize.minimize(
+        objective, np.zeros((dim + 1) * len(present)), jac=True, method="L-BFGS-B",
+        options={"maxiter": max_iter, "maxfun": 2 * max_iter, "gtol": 1e-6, "ftol": 1e-9},
+    )  # fmt: skip
+    params_EK = done.x.reshape(dim + 1, len(present))
+    weights_DC, bias_C = _spread(params_EK[:-1], params_EK[-1], present, num_classes)
+    # Where float32 ends the search (status 2), nothing is left to gain.
+    short = done.status == 1
+    notes = (f"logistic regression stopped after {done.nit} steps, before convergence",) * short
+    return LinearProbe(mean_D, scale_D, weights_DC, bias_C, notes)
 
-    params = {"weights": jnp.zeros((dim, len(present))), "bias": jnp.zeros(len(present))}
-    opt_state = optimizer.init(params)
-    for rows in _minibatches(num_rows, batch_size, steps, seed):
-        x_BD = (np.asarray(features_RD[rows]) - mean_D) / scale_D
-        y = class_targets[rows] if single else class_targets[rows].astype(np.float32)
-        params, opt_state = update(params, opt_state, x_BD.astype(np.float32), y)
-    weights_DC, bias_C = _spread(
-        np.asarray(params["weights"], np.float64),
-        np.asarray(params["bias"], np.float64),
-        present,
-        num_classes,
-    )
-    return LinearProbe(mean_D, scale_D, weights_DC, bias_C)
+
+def _cross_entropy(params_EK: jax.Array, x_RD: jax.Array, targets: jax.Array) -> jax.Array:
+    """Returns the summed cross-entropy of some rows; the last row of the parameters is the bias."""
+    import optax
+
+    logits_RK = x_RD @ params_EK[:-1] + params_EK[-1]
+    if targets.ndim == 1:
+        return optax.softmax_cross_entropy_with_integer_labels(logits_RK, targets).sum()
+    return optax.sigmoid_binary_cross_entropy(logits_RK, targets).sum()
 
 
 def standardisation(features_RD: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -274,17 +276,6 @@ def _spread(
     weights_DC[:, present] = weights_DK
     bias_C[present] = bias_K
     return weights_DC, bias_C
-
-
-def _minibatches(num_rows: int, batch_size: int, steps: int, seed: int) -> Iterator[np.ndarray]:
-    """Yields row numbers for each step: every epoch a new order, its short tail left out."""
-    per_epoch = num_rows // batch_size
-    for step in range(steps):
-        epoch, part = divmod(step, per_epoch)
-        if part == 0:
-            order = np.random.default_rng([seed, epoch]).permutation(num_rows)
-        # In order of the file, which the page cache likes; a batch is a set.
-        yield np.sort(order[part * batch_size : (part + 1) * batch_size])
 
 
 def _chunks(num_rows: int) -> Iterator[slice]:

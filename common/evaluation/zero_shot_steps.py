@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from common.weights.loading import Loaded
 
 PART_S = 16  # seconds read at once: 77 MB of clips for MIL-NCE's network
+_LATE_S = 0.5  # files that are whole, too, show their first frame a little late
 Key = tuple[str, str]  # task and video
 
 
@@ -121,7 +122,7 @@ def _length(source: Source, number: int, rates: reading.DefaultRates) -> int | B
     def measured(clip: records.Clip, _: int) -> np.ndarray:
         if not len(clip.frames_jpeg):
             raise BadClip("it has no frames")
-        if clip.start_s:
+        if clip.start_s >= _LATE_S:
             raise UserError(
                 f"{source.name}: record {clip.id!r} begins {clip.start_s:g} s after its video "
                 "does, but steps are annotated in seconds of the video. Ingest it whole."

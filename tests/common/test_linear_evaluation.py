@@ -217,6 +217,8 @@ def test_flags_come_before_the_protocols_probe(world):
     assert (row["C"], row["standardised"], row["labels"]) == (0.5, False, "split2")
     (row,) = _evaluate(world, *one, "--probe=ridge")
     assert (row["C"], row["standardised"]) == (1e-3, True)
+    (row,) = _evaluate(world, *one, "--sweep")
+    assert "C chosen on" in row["notes"][0]
 
 
 @pytest.mark.slow  # for its files

@@ -260,6 +260,14 @@ def test_a_record_that_begins_within_its_video_is_refused(world):
         _localise(world, test=_damaged(world, change))
 
 
+def test_a_whole_file_may_show_its_first_frame_a_little_late(world):
+    def change(clip):
+        clip.start_s = 0.08  # as of mp4 without an edit list
+
+    late = _localise(world, test=_damaged(world, change))["rows"][0]
+    assert late["places"] == _localise(world)["rows"][0]["places"]
+
+
 def test_an_annotated_video_without_a_record_is_named(world):
     def change(clip):
         clip.id = {"one.mp4": "else/two.webm"}.get(clip.id, clip.id)

@@ -302,7 +302,11 @@ def test_the_parts_of_a_step_add_up():
     [
         ("NVIDIA A100-SXM4-40GB", 312), ("NVIDIA A10", 125), ("NVIDIA H200", 989.4),
         ("TPU v5 lite", 197), ("TPU v5", 459), ("TPU v6e", 918), ("cpu", None),
-        ("NVIDIA A1000", None),
+        ("NVIDIA A1000", None), ("NVIDIA H200 NVL", 835.5), ("TPU7x", 1153.5), ("TPU v4", 275),
+        ("TPU v4 lite", 138), ("Tesla V100-PCIE-16GB", 112), ("Tesla V100-SXM2-16GB", 125),
+        ("NVIDIA H100 80GB HBM3", 989.4), ("NVIDIA H100 80GB HBM3 MIG 1g.10gb", None),
+        ("NVIDIA GeForce RTX 4090", 165.2), ("NVIDIA GeForce RTX 4090 D", None),
+        ("NVIDIA GeForce RTX 4090 Laptop GPU", None),
     ],
 )  # fmt: skip
 def test_the_peak_of_a_device_is_known_or_not_guessed(kind, teraflops):

@@ -209,6 +209,12 @@ def test_a_learned_temperature_is_never_below_a_hundredth():
         np.testing.assert_allclose(model._scale(), length, rtol=1e-5)
 
 
+def test_a_learned_temperature_cannot_begin_where_it_has_no_gradient():
+    with pytest.raises(UserError, match="config.model.temperature is 0.01; it must be above 0.01"):
+        create(**TEMPERATURE | {"model__temperature": 0.01})
+    create(**PLAIN, model__temperature=0.005)
+
+
 @pytest.mark.slow
 def test_the_sigmoid_loss_learns_a_bias_that_begins_at_minus_ten():
     assert first(lambda model: model.bias[...], **SIGMOID) == -10

@@ -216,3 +216,9 @@ def test_times_read_as_seconds_or_as_clock(hours, minutes, milliseconds):
     clock = f"{hours}:{minutes:02d}:{milliseconds / 1000:06.3f}"
     assert tables.seconds(clock) == pytest.approx(total)
     assert tables.seconds(str(total)) == tables.seconds(total) == total
+
+
+@pytest.mark.parametrize("text", ["-0:30", "1:-5", "0:0:0:1", "soon"])
+def test_what_is_no_time_is_no_time(text):
+    with pytest.raises(ValueError, match="is not a time in seconds or h:m:s"):
+        tables.seconds(text)

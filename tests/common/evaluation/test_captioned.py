@@ -121,6 +121,28 @@ def test_youcook2_clips_are_found_as_clips_or_within_their_video(tmp_path):
     ]
 
 
+@pytest.mark.parametrize(
+    ("record", "video", "span"),
+    [
+        ("a/#20_Rhythm_clap.avi", "#20_Rhythm_clap", ""),
+        ("a/#20 clap.avi#1.000-2.500", "#20 clap", "1.000-2.500"),
+        ("v.mp4#-20.000", "v", "-20.000"),
+        ("v.mp4#3.000-", "v", "3.000-"),
+        ("v#2-3", "v#2-3", ""),
+    ],
+)
+def test_a_clip_is_told_from_a_name_with_a_number_sign(record, video, span):
+    assert captioned.video_and_span(record) == (video, span)
+
+
+def test_a_caption_with_a_comma_and_no_quotes_is_no_shorter_caption(tmp_path):
+    path = _table(tmp_path, "video_id,sentence", "v1,a man, with a hat")
+    with pytest.raises(UserError, match="line 2: ' with a hat' is in no column"):
+        captioned.from_table(path, ["v1.mp4"])
+    path = _table(tmp_path, "video_id,sentence", "v1,a man\u2028with a hat")
+    assert captioned.from_table(path, ["v1.mp4"])[0].record == "v1.mp4"
+
+
 def test_rows_without_a_record_are_counted_and_the_first_is_named(tmp_path):
     path = _table(tmp_path, "video_id,sentence", "v1,x", "v2,y", "v3,z")
     with pytest.raises(UserError, match=r"line 3, column 'video_id': no record is 'v2' \(2 of 3"):

@@ -97,6 +97,22 @@ def test_a_class_that_training_never_saw_counts_as_missed_and_is_named():
     assert any("d" in note for note in row["notes"])
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_features_that_are_no_numbers_are_named_and_not_scored(value):
+    whole, broken = _single(30, seed=1), _single(30, seed=1)
+    broken.rows_RD[broken.videos[7].start, 0] = value
+    for train, test, flag in ((broken, whole, "--train"), (whole, broken, "--test")):
+        wanted = f"{flag}: the features of {broken.videos[7].id} are not finite"
+        with pytest.raises(UserError, match=wanted):
+            linear.run(train, test, linear.ProbeSettings("ridge"))
+
+
+def test_a_sweep_that_leaves_one_class_says_that_it_is_the_sweep():
+    one = _single(2, seed=0)
+    with pytest.raises(UserError, match="--sweep holds 1 of the 2 videos of --train out"):
+        linear.run(one, one, linear.ProbeSettings(sweep=True))
+
+
 def test_labels_can_come_from_elsewhere():
     halves = {f"video{i}": ("rest",) if i % 3 else ("first",) for i in range(59)}
     train, test = (relabelled(each, halves) for each in (_single(60), _single(30, seed=1)))

@@ -76,6 +76,18 @@ def test_the_lists_of_ucf_are_read_with_the_folder_as_label(tmp_path):
     }
 
 
+def test_videos_that_a_table_cut_are_found(tmp_path):
+    entries = official_splits.read(_write(tmp_path / "a.csv", CSV))
+    first = [entry for entry in entries if entry.split == "split1"]
+    cut = {name: f"{name}#-20.000" for name in (A, B, C, D)}
+    found = official_splits.find(first, {"train": [cut[C], cut[A]], "test": [cut[B], cut[D]]})
+    wanted = {
+        role: {cut[name]: labels for name, labels in part.items()}
+        for role, part in PARTS["split1"].items()
+    }
+    assert found == {"split1": wanted}
+
+
 def test_files_of_one_name_are_told_apart_by_the_folder_of_the_label(tmp_path):
     ids = [*IDS, "other/" + A.partition("/")[2]]
     assert _find(_write(tmp_path / "a.csv", CSV), ids) == PARTS

@@ -127,10 +127,10 @@ def test_a_mistake_in_the_tasks_of_crosstask_is_named(tmp_path, text, message):
 
 def test_texts_are_read_from_a_csv_in_the_order_of_their_numbers(tmp_path):
     path = _write(
-        tmp_path / "texts.csv", "task,step,text\ntea,2,pour\njam,1,cook\ntea,1,boil, slow\n"
+        tmp_path / "texts.csv", 'task,step,text\ntea,2,pour\njam,1,cook\ntea,1,"boil, slow"\n'
     )
     assert step_tables.read_tasks(path) == {
-        "tea": Task("tea", ("boil", "pour")),
+        "tea": Task("tea", ("boil, slow", "pour")),
         "jam": Task("jam", ("cook",)),
     }
 
@@ -141,6 +141,8 @@ def test_texts_are_read_from_a_csv_in_the_order_of_their_numbers(tmp_path):
         ("tea,1,boil\ntea,3,drink", "no text of step 2 of task 'tea'"),
         ("tea,1,boil\ntea,1,pour", "line 3, column 'step': step 1 of task 'tea' is there already"),
         ("tea,1, ", "line 2, column 'text': the cell is empty"),
+        ("tea,1,boil, slow", "line 2: ' slow' is in no column"),
+        ('tea,1,"boil\ntea,2,pour', "cannot be read as csv"),
     ],
 )
 def test_a_text_that_is_missing_or_double_is_named(tmp_path, rows, message):
