@@ -14,10 +14,12 @@ from brave.naming import NARROW
 from common.backbones.audio_resnet import AudioResNet
 from common.backbones.tsm_resnet import TSMResNet
 from common.errors import UserError
+from common.new_file import new_file
 from common.weights import haiku_layout, safe_pickle
 
 # The view whose backbone is an encoder of `brave.method`.
 _VIEW_OF_ENCODER = {"video": NARROW, "audio": "audio"}
+_FFT_WINDOW = 320  # samples, of the published code, which has no setting of it
 
 
 def load(path: str | os.PathLike, model: BraveModel, encoders: Sequence[str] = ()) -> list[str]:
@@ -87,19 +89,24 @@ def save(path: str | os.PathLike, model: BraveModel, config: Any) -> None:
         UserError: the file exists, or the layout has no place for a network of the model or for
             what it takes.
     """
-    if "difference" in (config.narrow.input, config.video.input):
+    videos = [config.narrow.input]
+    if "video" in config.broad:
+        videos.append(config.video.input)
+    if "difference" in videos:
         raise UserError(
             "The published layout cannot say that a network takes frame differences "
             "(config.model.*.input='difference'), and whoever read it would feed frames. Export a "
             "bundle, which does say so."
         )
-    if os.path.exists(path):
-        raise UserError(f"{path} exists already; nothing was written. Remove it or name another.")
+    if "audio" in config.broad and config.audio.fft_window != _FFT_WINDOW:
+        raise UserError(
+            "The published layout cannot say that config.model.audio.fft_window is "
+            f"{config.audio.fft_window}, and whoever read it would take {_FFT_WINDOW}. Export a "
+            "bundle, which does say so."
+        )
     contents = {**haiku_layout.write(layers_of(model)), "config": published_config(config)}
-    partial = f"{os.fspath(path)}.partial-{os.getpid()}"
-    with open(partial, "wb") as file:
+    with new_file(path) as partial, open(partial, "wb") as file:
         np.save(file, np.array(contents, dtype=object), allow_pickle=True)
-    os.replace(partial, path)
 
 
 def published_config(config: Any) -> dict[str, Any]:

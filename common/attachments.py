@@ -57,6 +57,12 @@ def found(config: ConfigDict, folder: str | os.PathLike[str]) -> ConfigDict:
     return changed.lock()
 
 
+def missing(config: ConfigDict, folder: str | os.PathLike[str]) -> list[pathlib.Path]:
+    """Returns the copies that ``folder`` should have and has not."""
+    copies = [_copy_of(key, original, folder) for key, original in _named(config).items()]
+    return [copy for copy in copies if not copy.is_file()]
+
+
 def _named(config: ConfigDict) -> dict[str, Any]:
     """Returns the files by key; a configuration from before there were any has none."""
     flat = config_lib.flatten(config)

@@ -16,6 +16,7 @@ from absl import flags
 
 from common import heap, launch
 from common.errors import UserError
+from common.new_file import new_file
 
 FLAGS = flags.FLAGS
 
@@ -49,18 +50,14 @@ def main(argv: list[str]) -> None:
     files = _files(paths)
     bundle = load_bundle(FLAGS.bundle)
     output.parent.mkdir(parents=True, exist_ok=True)
-    partial = output.with_name(f"{output.stem}.partial.npz")
-    try:
-        with open(partial, "wb") as file:  # what cannot be written is told before the work
-            features_ND, bad = bundle.embed_readable(files, FLAGS.encoder)
-            read = [path for path in files if path not in bad]
-            if not read:
-                raise UserError(f"none of {len(files)} files can be embedded:\n{named(bad)}")
-            model = loading.fingerprint(bundle.model.model)
-            np.savez(file, features=features_ND, paths=read, encoder=FLAGS.encoder, model=model)
-        os.replace(partial, output)
-    finally:
-        partial.unlink(missing_ok=True)
+    # What cannot be written is told before the work.
+    with new_file(output) as partial, open(partial, "wb") as file:
+        features_ND, bad = bundle.embed_readable(files, FLAGS.encoder)
+        read = [path for path in files if path not in bad]
+        if not read:
+            raise UserError(f"none of {len(files)} files can be embedded:\n{named(bad)}")
+        model = loading.fingerprint(bundle.model.model)
+        np.savez(file, features=features_ND, paths=read, encoder=FLAGS.encoder, model=model)
     if bad:
         print(f"{len(bad)} of {len(files)} files are left out:\n{named(bad)}", file=sys.stderr)
     print(f"{output}: features {features_ND.shape} of {len(read)} files")

@@ -23,6 +23,7 @@ from absl import flags
 from common import heap, launch, model_flags
 from common.errors import UserError
 from common.method import TextInput
+from common.new_file import new_file
 
 if TYPE_CHECKING:
     from common.data.sources import Source
@@ -232,15 +233,17 @@ def write_results(results: dict[str, Any], output: pathlib.Path) -> None:
     """Writes the results; another file of that name is kept beside."""
     text = json.dumps(results, indent=2) + "\n"
     output.parent.mkdir(parents=True, exist_ok=True)
-    if output.exists() and output.read_text() != text:
+    if output.exists() and output.read_text() == text:
+        print(f"{output} says the same already.")
+        return
+    if output.exists():
         number = 1
         while (kept := output.with_name(f"{output.stem}-{number}{output.suffix}")).exists():
             number += 1
         output.rename(kept)
         print(f"An older {output} is kept as {kept}.")
-    partial = output.with_name(output.name + ".partial")
-    partial.write_text(text)
-    partial.replace(output)
+    with new_file(output) as partial:
+        pathlib.Path(partial).write_text(text)
     print(f"Written to {output}.")
 
 

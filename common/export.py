@@ -54,7 +54,10 @@ def main(_: list[str]) -> None:
     from common.weights import bundle
 
     if FLAGS.bundle:
-        stored = bundle.load_bundle(FLAGS.bundle).stored
+        source = bundle.load_bundle(FLAGS.bundle)
+        stored = source.stored
+        if not FLAGS["protocol"].present:
+            protocol = source.protocol
     else:
         stored = _stored_settings(loaded.config.data.train)
     bundle.save_bundle(loaded, output, protocol, stored, results)

@@ -90,7 +90,8 @@ def _check_files(
             continue
         if filecmp.cmp(*files, shallow=False):
             continue
-        if all(path in fitting for path in paths if path.startswith(part)):
+        table = part.removeprefix("params/") + "words"  # whose rows are the words
+        if any(f"{kind}/{table}" in fitting for kind in _PARTS):
             raise UserError(
                 f"config.init: {place} was trained with another config.{key}: its weights would be "
                 f"taken for those of other words. Name its own file, {before[key]}."

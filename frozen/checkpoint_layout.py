@@ -153,6 +153,14 @@ def save(path: str | os.PathLike, model: FrozenModel, config: Any) -> None:
             "(config.model.video.input='difference'), and whoever read it would feed frames. A "
             "bundle does say so."
         )
+    for key, value, published in (
+        ("colours", config.colours, "imagenet"), ("video.eps", config.video.eps, 1e-6),
+    ):  # fmt: skip
+        if value != published:
+            raise UserError(
+                f"The published layout cannot say config.model.{key}={value!r}; whoever read it "
+                f"would take {published!r}. A bundle does say so."
+            )
     _check_sayable(model, list(_MARKS))
     contents = {
         "arch": "FrozenInTime",

@@ -16,7 +16,6 @@ WORDS = "embeddings.word_embeddings.weight"  # of every BERT and DistilBERT
 PROJECTIONS = {"text_projection": "txt_proj.1", "video_projection": "vid_proj.0"}
 
 Tensors = Mapping[str, np.ndarray]
-_TORCH = (".pth", ".pt", ".bin", ".tar")
 _NESTED = ("state_dict", "model")  # below which files of trainers have their tensors
 # Where a text network's layers are, and the first dense layer of the perceptron of the first one.
 _TEXTS = {
@@ -75,7 +74,7 @@ def read(path: str | os.PathLike) -> dict[str, np.ndarray]:
     Raises:
         UserError: there is no such file, it is damaged or of another kind, or holds no tensors.
     """
-    if not os.fspath(path).lower().endswith(_TORCH):
+    if not os.fspath(path).lower().endswith(torch_file.ENDINGS):
         return tensor_file.load(path)
     contents = torch_file.load(path, placeholders=True)
     if isinstance(contents, safe_pickle.Unknown) and contents.name.startswith("__torch__"):

@@ -149,6 +149,12 @@ def save(path: str | os.PathLike, model: MilNceModel, config: Any) -> None:
             "(config.model.text.masked=True), and whoever read it would not leave it out. Export a "
             "bundle, which does say so."
         )
+    if config.video.input == "difference":
+        raise UserError(
+            "The published layout cannot say that the video network takes frame differences "
+            "(config.model.video.input='difference'), and whoever read it would feed frames. A "
+            "bundle does say so."
+        )
     if _s3d(model).stem == "plain":
         contents = {"state_dict": published_arrays(model, "module.")}
     else:

@@ -46,7 +46,7 @@ class Embedder:
             model.eval()
             self._graphdef, state = nnx.split(model)
         self._state = jax.device_put(state, everywhere)
-        self._run, self._prepare = encoder.embed, prepare
+        self._run, self._prepare, self._dim = encoder.embed, prepare, encoder.dim
 
     def __call__(self, clips: np.ndarray, ids_B2: np.ndarray) -> np.ndarray:
         """Returns features, float32 (B, D), of exactly `batch_size` clips."""
@@ -57,7 +57,7 @@ class Embedder:
 
     def all(self, clips: np.ndarray) -> np.ndarray:
         """Returns features, float32 (N, D), of any number of clips; the last batch is padded."""
-        parts = []
+        parts = [np.zeros((0, self._dim), np.float32)]
         for start in range(0, len(clips), self.batch_size):
             part = clips[start : start + self.batch_size]
             padding = np.repeat(part[-1:], self.batch_size - len(part), axis=0)

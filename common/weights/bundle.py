@@ -107,6 +107,8 @@ class Bundle:
         """
         if isinstance(sentences, str):
             raise UserError(f"Give a list of sentences, such as [{sentences!r}].")
+        if other := [sentence for sentence in sentences if not isinstance(sentence, str)]:
+            raise UserError(f"{other[0]!r} is no sentence; give a list of strings.")
         encoder = self.model.encoder("text")
         return self._embedder("text").all(encoder.inputs.tokenise(sentences))
 
@@ -121,6 +123,7 @@ class Bundle:
         Raises:
             UserError: no such encoder, or clips of another shape or dtype.
         """
+        clips = np.asarray(clips)
         _check_clips(encoder, self.model.encoder(encoder), clips)
         return self._embedder(encoder).all(clips)
 
@@ -202,24 +205,30 @@ def load_bundle(path: str | os.PathLike[str]) -> Bundle:
                 "Install the version of zoetrope that made it, or export it again."
             )
         config = config_lib.from_json((folder / _CONFIG).read_text())
+        if absent := attachments.missing(config, folder):
+            raise UserError(f"{folder} is no whole bundle: {absent[0]} is missing.")
         config = attachments.found(config, folder)
         preprocessing = json.loads((folder / _PREPROCESSING).read_text())
+        if not (folder / _WEIGHTS).is_file():
+            raise UserError(f"{folder} is no bundle: there is no {folder / _WEIGHTS}.")
         arrays = load_file(folder / _WEIGHTS)
         protocol = Protocol(**preprocessing["protocol"])
         stored = convert.Settings(**preprocessing["stored"])
+        encoders, made_from = preprocessing["encoders"], versions["made_from"]
     except FileNotFoundError as error:
-        what = error.filename or error  # safetensors puts the path into the message
-        raise UserError(f"{folder} is no bundle: there is no {what}.") from None
-    except (ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
+        raise UserError(f"{folder} is no bundle: there is no {error.filename}.") from None
+    except (
+        ValueError, KeyError, TypeError, AttributeError, ImportError, SafetensorError
+    ) as error:  # fmt: skip
         raise UserError(f"{folder} is no whole bundle: {error}") from error
     method = loading.create_method(config, str(folder))
-    if _encoder_facts(method.encoders) != preprocessing["encoders"]:
+    if _encoder_facts(method.encoders) != encoders:
         raise UserError(
             f"{folder}: the encoders of its configuration take or return other shapes than "
             f"{_PREPROCESSING} says; it was made by another version of the code."
         )
     model = _model(method, arrays, folder)
-    origin = {"kind": "bundle", "path": str(folder), "made_from": versions["made_from"]}
+    origin = {"kind": "bundle", "path": str(folder), "made_from": made_from}
     return Bundle(folder, loading.Loaded(config, method, model, origin), protocol, stored)
 
 
@@ -326,6 +335,11 @@ def _model(method: Any, arrays: dict[str, np.ndarray], folder: pathlib.Path) -> 
         f"{path} has shape {arrays[path].shape}, expected {leaf.shape}"
         for path, leaf in paths.items()
         if path in arrays and arrays[path].shape != leaf.shape
+    ]
+    problems += [
+        f"{path} is of {arrays[path].dtype}, expected {leaf.dtype}"
+        for path, leaf in paths.items()
+        if path in arrays and arrays[path].dtype != leaf.dtype
     ]
     if problems:
         raise UserError(

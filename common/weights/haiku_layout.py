@@ -83,10 +83,12 @@ def read(layers: Iterable[Layer], published: Published, source: str) -> list[str
         used.add((kind, module))
         try:
             value = np.asarray(published[kind][module][name])
-        except KeyError:
+        except (KeyError, TypeError, IndexError, ValueError):
             raise UserError(
                 f"{source}: {kind}|{module}|{name} is missing. Does the file hold this model?"
             ) from None
+        if not any(jnp.issubdtype(value.dtype, kind_) for kind_ in (jnp.floating, jnp.integer)):
+            raise UserError(f"{source}: {kind}|{module}|{name} is of {value.dtype}, no numbers.")
         if value.shape != shape:
             raise UserError(
                 f"{source}: {kind}|{module}|{name} has shape {value.shape}, the model needs "

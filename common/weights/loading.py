@@ -82,13 +82,19 @@ def from_published(
     layout = published.layout_of(config)
     method = methods.create(config)
     graphdef, params, rest = abstract(method)
-    # Placeholders, of which none is left: the file has an array for each, or is refused.
-    params, rest = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), (params, rest))
-    model = state.merge(graphdef, params, rest)
+    placeholders = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), (params, rest))
+    model = state.merge(graphdef, *placeholders)
     loaded = Loaded(config, method, model, {"kind": "published file", "path": str(path)})
     if encoders:
         loaded.method.encoders = {name: loaded.encoder(name) for name in encoders}
     layout.load(path, model, encoders)
+    trees = state.split(model)
+    left = jax.tree.map(lambda leaf, placeholder: leaf is placeholder, trees, placeholders)
+    if not encoders and any(jax.tree.leaves(left)):
+        # What no published file holds, such as a learned temperature, is as training begins.
+        first = state.split(untrained(method, config.seed))
+        trees = jax.tree.map(lambda new, old, mine: new if mine else old, first, trees, left)
+        loaded = dataclasses.replace(loaded, model=state.merge(graphdef, *trees))
     return loaded
 
 

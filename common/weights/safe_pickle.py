@@ -198,6 +198,12 @@ def _encoded(text: str, encoding: str) -> bytes:
     return text.encode("latin1")
 
 
+def _bytearray(data: Any = b"", *encoding: str) -> bytearray:
+    if isinstance(data, int):
+        raise ValueError("zeros of a length that only the file says")
+    return bytearray(data, *encoding)
+
+
 def _names() -> dict[tuple[str, str], Any]:
     """Every (module, name) a file may use; NumPy 1 and 2 keep theirs in different modules."""
     array = Allowed(lambda *_: np.ndarray.__new__(_Array, (0,), "b"))
@@ -217,8 +223,9 @@ def _names() -> dict[tuple[str, str], Any]:
         names[f"{core}.multiarray", "scalar"] = Allowed(_scalar)
         names[f"{core}.numeric", "_frombuffer"] = Allowed(_from_buffer)
     for module in ("builtins", "__builtin__"):
-        for kind in (dict, list, tuple, set, frozenset, bytearray):
+        for kind in (dict, list, tuple, set, frozenset):
             names[module, kind.__name__] = Allowed(kind)
+        names[module, "bytearray"] = Allowed(_bytearray)
     return names
 
 

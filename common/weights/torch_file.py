@@ -19,6 +19,7 @@ import ml_dtypes
 import numpy as np
 
 from common.errors import UserError
+from common.new_file import new_file
 from common.weights import safe_pickle
 
 _DTYPES = {
@@ -33,9 +34,11 @@ _DTYPES = {
     "ByteStorage": np.uint8,
     "BoolStorage": np.bool_,
 }
+ENDINGS = (".pth", ".pt", ".bin", ".tar")
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _LEGACY_PROTOCOL = 1001
 _LARGEST_SIDE_FILE = 1 << 31  # bytes of a pickle in an archive; weights lie beside it
+_LARGEST_SPREAD = 1 << 24  # elements of a tensor that has more than its storage
 
 
 class _Fixed:
@@ -69,6 +72,8 @@ class _Described(_Fixed):
             math.prod(self.shape) and last >= storage.count
         ):
             raise ValueError("a tensor that reaches beyond its storage")
+        if math.prod(self.shape) > max(storage.count, _LARGEST_SPREAD):
+            raise ValueError("a tensor many times as large as its storage")
 
     def array(self) -> np.ndarray:
         """Returns a copy of the tensor."""
@@ -98,7 +103,12 @@ def load(path: str | os.PathLike, placeholders: bool = False) -> Any:
     if not os.path.isfile(path):
         raise UserError(f"{path}: there is no such file.")
     try:
-        read = _load_zip if zipfile.is_zipfile(path) else _load_legacy
+        with open(path, "rb") as file:
+            begins_as_zip = file.read(4) == b"PK\x03\x04"
+        is_zip = zipfile.is_zipfile(path)
+        if begins_as_zip and not is_zip:
+            raise ValueError("it is cut short; fetch it again")
+        read = _load_zip if is_zip else _load_legacy
         return read(path, placeholders)
     except safe_pickle.Forbidden as error:
         raise UserError(
@@ -111,6 +121,8 @@ def load(path: str | os.PathLike, placeholders: bool = False) -> Any:
 
 def _load_zip(path: str | os.PathLike, placeholders: bool) -> Any:
     with zipfile.ZipFile(path) as archive:
+        if any(info.compress_type != zipfile.ZIP_STORED for info in archive.infolist()):
+            raise ValueError("a compressed archive, which PyTorch does not write")
         (pickled,) = (name for name in archive.namelist() if name.endswith("/data.pkl"))
         root = pickled.removesuffix("data.pkl")
         order = "little"
@@ -219,14 +231,19 @@ def save(path: str | os.PathLike, contents: Mapping[str, Any]) -> None:
     The file is a zip archive as PyTorch 1.6 and later write it, and appears only when whole.
 
     Raises:
-        UserError: the file exists.
+        UserError: the file exists, or its name has another ending than files of PyTorch.
         ValueError: an array has a type that PyTorch lacks.
     """
-    if os.path.exists(path):
-        raise UserError(f"{path} exists already; nothing was written. Remove it or name another.")
-    partial = f"{os.fspath(path)}.partial-{os.getpid()}"
+    if not os.fspath(path).lower().endswith(ENDINGS):
+        raise UserError(
+            f"{path}: files of PyTorch are known by their ending when they are read; let it be one "
+            f"of {', '.join(ENDINGS)}."
+        )
     root = os.path.splitext(os.path.basename(path))[0] or "archive"
-    with zipfile.ZipFile(partial, "w", zipfile.ZIP_STORED) as archive:
+    with (
+        new_file(path) as partial,
+        zipfile.ZipFile(partial, "w", zipfile.ZIP_STORED) as archive,
+    ):
         with archive.open(f"{root}/data.pkl", "w") as file:
             writer = _Pickler(file)
             writer.dump(_ordered(contents))
@@ -234,7 +251,6 @@ def save(path: str | os.PathLike, contents: Mapping[str, Any]) -> None:
         for key, array in enumerate(writer.arrays):
             archive.writestr(f"{root}/data/{key}", array.tobytes())
         archive.writestr(f"{root}/version", "3\n")
-    os.replace(partial, path)
 
 
 def _ordered(value: Any) -> Any:

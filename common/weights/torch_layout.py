@@ -115,6 +115,11 @@ def read(layers: Iterable[Layer], published: Published, source: str) -> list[str
                     f"{value.shape} here; the model needs {tuple(ours.shape)}. Kind and sizes of "
                     "the network in the config must be those of the file."
                 )
+            if jnp.issubdtype(ours.dtype, jnp.floating) > jnp.issubdtype(value.dtype, jnp.floating):
+                raise UserError(
+                    f"{source}: {key} holds {value.dtype}, the model needs numbers with a "
+                    "fraction; quantised weights are not read."
+                )
             used.add(key)
             found.append((ours, value))
     for ours, value in found:

@@ -155,6 +155,31 @@ def test_saving_never_overwrites_a_file(tmp_path):
     assert list(tmp_path.iterdir()) == [path], "no partial files are left"
 
 
+def test_what_the_layout_cannot_say_is_not_written(tmp_path):
+    path, model, config = _saved(tmp_path)
+    other = config.copy_and_resolve_references()
+    other.audio.fft_window = 640
+    with pytest.raises(UserError, match="fft_window is 640, .* would take 320"):
+        checkpoint_layout.save(tmp_path / "other.npy", model, other)
+    unused = config.copy_and_resolve_references()
+    unused.video.input = "difference"  # of a view that this model has not
+    checkpoint_layout.save(tmp_path / "unused.npy", model, unused)
+    assert (tmp_path / "unused.npy").exists() and not (tmp_path / "other.npy").exists()
+
+
+@pytest.mark.parametrize("value", [None, [1], "text", np.array([1j])])
+def test_a_malformed_file_is_named(tmp_path, value):
+    path, model, config = _saved(tmp_path)
+
+    def change(contents):
+        contents["params"]["shared_project/predictor/linear_1"]["b"] = value
+
+    with pytest.raises(UserError, match=r"changed\.npy: params\|shared_project"):
+        checkpoint_layout.load(_rewritten(path, change), model)
+    with pytest.raises(UserError, match=r"changed\.npy: params\|"):
+        checkpoint_layout.load(_rewritten(path, lambda c: c.update(params=value)), model)
+
+
 def test_an_encoder_loads_alone(tmp_path):
     path, model, config = _saved(tmp_path)
 

@@ -155,6 +155,11 @@ def test_weights_of_other_words_are_not_taken_for_those_of_ones_own(tmp_path):
     _assert_equal(begin(config("same.txt", "ball\nbox\n")), _flat(made.params, made.model_state))
     with pytest.raises(UserError, match=r"another config.model.text.vocabulary: .*files"):
         begin(config("other.txt", "box\nball\n"))
+    wider = config("other.txt", "box\nball\n")  # the words alone still fit
+    wider.model.embedding_dim += 8
+    wider.init = (str(run),)
+    with pytest.raises(UserError, match=r"another config.model.text.vocabulary: .*files"):
+        initial_weights.fill(method, wider, *loading.abstract(methods.create(wider))[1:])
 
 
 def test_shapes_are_filled_before_there_are_numbers(tmp_path):

@@ -122,6 +122,25 @@ def test_a_published_file_becomes_a_model_with_its_encoders():
     )
 
 
+@pytest.mark.slow
+def test_what_no_published_file_holds_is_as_training_begins(tmp_path, monkeypatch):
+    pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdef"]
+    (tmp_path / "pieces.txt").write_text("\n".join(pieces) + "\n")
+    config = frozen_base.get_config()
+    config.model.text.pieces = str(tmp_path / "pieces.txt")
+    lengths = {"text.max_pieces": 7, "text.evaluation_pieces": 7}
+    config.model.update_from_flattened_dict(TINY | lengths)
+    config.model.learn_temperature, config.model.loss = True, "sigmoid"
+    model = loading.from_published(RELEASED, config).model
+    np.testing.assert_allclose(np.exp(model.log_scale[...]), 20, rtol=1e-6)
+    assert model.bias[...] == -10
+    bias = weight_files.read(RELEASED)["module.txt_proj.1.bias"]
+    np.testing.assert_array_equal(model.text_projection.bias[...], bias)
+    config.model.learn_temperature, config.model.loss = False, "softmax"
+    monkeypatch.setattr(loading, "untrained", None)  # nor is anything drawn for nothing
+    loading.from_published(RELEASED, config)
+
+
 @pytest.mark.parametrize("how", vit_layout.TEMPORAL_RESIZES)
 def test_files_of_other_numbers_of_frames_and_image_sizes_are_fitted(how):
     config = small_models.config(
@@ -218,6 +237,25 @@ def test_a_network_of_differences_is_not_written_as_one_of_frames(tmp_path):
     with pytest.raises(UserError, match="frame differences .*bundle"):
         checkpoint_layout.save(tmp_path / "a.pth", small_models.filled(config), config)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [({"colours": "half"}, "colours='half'"), ({"video__eps": 1e-5}, "video.eps=1e-05")],
+)
+def test_other_settings_than_the_published_are_not_left_out(changes, message, tmp_path):
+    config = small_models.config(TINY, **changes)
+    with pytest.raises(UserError, match=message):
+        checkpoint_layout.save(tmp_path / "a.pth", small_models.filled(config), config)
+    assert not list(tmp_path.iterdir())
+
+
+def test_quantised_weights_are_refused():
+    tensors = dict(weight_files.read(RELEASED))
+    name = next(name for name in tensors if name.endswith("txt_proj.1.weight"))
+    tensors[name] = tensors[name].astype(np.int8)
+    with pytest.raises(UserError, match="holds int8, .*quantised weights are not read"):
+        checkpoint_layout.fill(small_models.filled(small_models.config(TINY)), tensors, "a file")
 
 
 def test_saving_never_overwrites_a_file(tmp_path):

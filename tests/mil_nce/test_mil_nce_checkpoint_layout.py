@@ -251,6 +251,10 @@ def test_what_the_layout_cannot_say_is_not_written(saved, tmp_path):
     config.text.masked = True
     with pytest.raises(UserError, match=r"config\.model\.text\.masked=True"):
         checkpoint_layout.save(tmp_path / "model.pth", saved[1], config)
+    config = _tiny().model
+    config.video.input = "difference"
+    with pytest.raises(UserError, match="takes frame differences"):
+        checkpoint_layout.save(tmp_path / "model.pth", saved[1], config)
     config = _tiny()
     config.model.video.backbone = "tsm_resnet"
     model = _filled(config)

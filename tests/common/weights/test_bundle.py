@@ -1,6 +1,8 @@
+import dataclasses
 import json
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -9,8 +11,11 @@ import numpy as np
 import pytest
 import tiny_brave
 import tiny_media
+import tiny_mil_nce
+import tool_flags
 from flax import nnx
 
+from common import export
 from common.data import convert
 from common.errors import UserError
 from common.evaluation import protocols
@@ -192,6 +197,9 @@ def _copy(folder, target):
         ("versions.json", lambda data: data.replace(b'"format": 1', b'"format": 9'), "format 9"),
         ("preprocessing.json", lambda data: data.replace(b'"size": 28', b'"size": 29'), "shapes"),
         ("config.json", lambda data: data.replace(b"0.125", b"0.25"), "shapes"),
+        ("versions.json", lambda data: data.replace(b"made_from", b"made"), "whole .*made_from"),
+        ("preprocessing.json", lambda data: data.replace(b"encoders", b"e"), "whole .*encoders"),
+        ("config.json", lambda data: data.replace(b'"brave"', b'"../x"'), "no whole bundle"),
         (
             "config.json",
             lambda data: data.replace(b"projector_hidden", b"hidden"),
@@ -222,6 +230,49 @@ def test_weights_of_another_model_are_refused(made, tmp_path):
     save_file(arrays, copy / "weights.safetensors")
     with pytest.raises(UserError, match="does not hold this model .2 arrays differ"):
         load_bundle(copy)
+
+
+@pytest.mark.parametrize("dtype", [np.int32, np.float16, bool])
+def test_weights_of_another_type_are_refused(made, tmp_path, dtype):
+    from safetensors.numpy import load_file, save_file
+
+    copy = _copy(made[0] / "bundle", tmp_path / "copy")
+    arrays = load_file(copy / "weights.safetensors")
+    first = min(name for name in arrays if arrays[name].dtype == np.float32)
+    arrays[first] = arrays[first].astype(dtype)
+    save_file(arrays, copy / "weights.safetensors")
+    with pytest.raises(UserError, match=f"{first} is of {np.dtype(dtype)}, expected float32"):
+        load_bundle(copy)
+
+
+def test_a_bundle_without_a_file_of_its_own_is_not_whole(tmp_path):
+    words = tmp_path / "words.txt"
+    words.write_text("ball\nbox\n")
+    tiny_mil_nce.make_run(tmp_path / "run", words)
+    loaded = loading.from_workdir(tmp_path / "run")
+    bundle_lib.save_bundle(loaded, tmp_path / "bundle", EVEN, convert.Settings())
+    load_bundle(tmp_path / "bundle")
+    shutil.rmtree(tmp_path / "bundle" / "files")  # the original is still where it was
+    with pytest.raises(UserError, match="no whole bundle: .*text.vocabulary.txt is missing"):
+        load_bundle(tmp_path / "bundle")
+
+
+def test_of_nothing_there_are_no_features(made):
+    bundle = load_bundle(made[0] / "bundle")
+    video, _ = _clips()
+    assert bundle.embed("video", video[:0]).shape == (0, bundle.encoders["video"].dim)
+    assert bundle.embed_videos([]).shape == (0, bundle.encoders["video"].dim)
+    with pytest.raises(UserError, match=r"these are int64 of shape \(2,\)"):
+        bundle.embed("video", [1, 2])
+
+
+def test_a_bundle_of_a_bundle_embeds_by_the_same_protocol(made, tmp_path):
+    quick, again = tmp_path / "quick", tmp_path / "again"
+    one = dataclasses.replace(EVEN, test_clips=1)
+    bundle_lib.save_bundle(made[1], quick, one, convert.Settings(short_side=48))
+    with tool_flags.tool_flags(export, f"--bundle={quick}", f"--output={again}"):
+        export.main([])
+    assert load_bundle(again).protocol == one
 
 
 def test_the_moving_average_is_what_is_exported(tmp_path):

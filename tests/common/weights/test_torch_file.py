@@ -166,6 +166,8 @@ def test_files_from_before_the_archives_are_read(tmp_path):
         (tensor(storage(6), 0, (6,), (1,), state={"offset": 99}), "a change of a tensor"),
         (tensor(storage(6, "3"), 0, (6,), (1,)), "not a readable"),
         (tensor("storage", 0, (6,), (1,)), "without a storage"),
+        (tensor(storage(6), 0, (2**29, 2), (0, 1)), "many times as large as its storage"),
+        (_Call(_Name("__builtin__", "bytearray"), 2**31 - 1), "a length that only the file says"),
         ({"a": [_Name("torch", "FloatStorage")]}, None),
     ],
 )
@@ -189,8 +191,34 @@ def test_a_truncated_file_is_named(tmp_path, kept):
     whole = (tmp_path / "a.pth").read_bytes()
     cut = whole[: int(kept * len(whole)) if isinstance(kept, float) else kept]
     (tmp_path / "b.pth").write_bytes(cut)
-    with pytest.raises(UserError, match=r"b\.pth: not a readable PyTorch checkpoint"):
+    with pytest.raises(UserError, match=r"b\.pth: not a readable PyTorch checkpoint") as raised:
         torch_file.load(tmp_path / "b.pth")
+    assert len(cut) < 4 or "it is cut short; fetch it again" in str(raised.value)
+
+
+def test_a_compressed_archive_is_not_unpacked(tmp_path):
+    write_zip(tmp_path / "a.pth", {"x": tensor(storage(6), 0, (6,), (1,))})
+    with (
+        zipfile.ZipFile(tmp_path / "a.pth") as stored,
+        zipfile.ZipFile(tmp_path / "b.pth", "w", zipfile.ZIP_DEFLATED) as packed,
+    ):
+        for name in stored.namelist():
+            packed.writestr(name, stored.read(name))
+    with pytest.raises(UserError, match="compressed archive"):
+        torch_file.load(tmp_path / "b.pth")
+
+
+def test_a_name_by_which_it_would_not_be_known_is_refused(tmp_path):
+    for name in ("a.safetensors", "a.pkl", "a"):
+        with pytest.raises(UserError, match="let it be one of .pth, .pt, .bin, .tar"):
+            torch_file.save(tmp_path / name, CONTENTS)
+    assert not os.listdir(tmp_path)
+
+
+def test_nothing_stays_of_a_file_that_could_not_be_written(tmp_path):
+    with pytest.raises(ValueError, match="no tensors of type uint16"):
+        torch_file.save(tmp_path / "a.pth", {"x": np.zeros(2, np.uint16)})
+    assert not os.listdir(tmp_path)
 
 
 def test_a_file_that_is_missing_is_named(tmp_path):
