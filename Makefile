@@ -22,13 +22,13 @@ $(INSTALLED): setup.py
 	@touch $@
 
 demo: $(INSTALLED)  ## mp4 files to a trained, evaluated, exported model and a report; VIDEOS=folder for your own
-	@$(BIN)/python -m brave.demo --output=$(or $(OUTPUT),runs/demo) $(if $(VIDEOS),--videos='$(VIDEOS)')
+	@$(BIN)/python -m brave.demo --output='$(or $(OUTPUT),runs/demo)' $(if $(VIDEOS),--videos='$(VIDEOS)')
 
 demo-mil-nce: $(INSTALLED)  ## narrated videos to a model that finds clips by text; VIDEOS=, NARRATIONS= for your own
-	@$(BIN)/python -m mil_nce.demo --output=$(or $(OUTPUT),runs/demo_mil_nce) $(if $(VIDEOS),--videos='$(VIDEOS)') $(if $(NARRATIONS),--narrations='$(NARRATIONS)')
+	@$(BIN)/python -m mil_nce.demo --output='$(or $(OUTPUT),runs/demo_mil_nce)' $(if $(VIDEOS),--videos='$(VIDEOS)') $(if $(NARRATIONS),--narrations='$(NARRATIONS)')
 
 demo-frozen: $(INSTALLED)  ## captioned videos through every part of Frozen in Time, to a bundle and a report; the same options
-	@$(BIN)/python -m frozen.demo --output=$(or $(OUTPUT),runs/demo_frozen) $(if $(VIDEOS),--videos='$(VIDEOS)') $(if $(NARRATIONS),--narrations='$(NARRATIONS)')
+	@$(BIN)/python -m frozen.demo --output='$(or $(OUTPUT),runs/demo_frozen)' $(if $(VIDEOS),--videos='$(VIDEOS)') $(if $(NARRATIONS),--narrations='$(NARRATIONS)')
 
 test: $(INSTALLED)  ## every test
 	@$(BIN)/python -m pytest -q -n auto --dist loadfile --no-loadscope-reorder --durations=15

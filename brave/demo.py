@@ -11,7 +11,7 @@ import pathlib
 from absl import flags
 
 from common import launch
-from common.stages import Stages, list_own_videos, shorter_run
+from common.stages import Stages, begin, list_own_videos, shorter_run, split_card
 
 FLAGS = flags.FLAGS
 _SPLITS = ("train", "test")
@@ -30,13 +30,13 @@ def define_flags() -> None:
 
 def main(_: list[str]) -> None:
     """Runs every stage."""
-    output = pathlib.Path(FLAGS.output)
+    output = begin(FLAGS.output, FLAGS.config_file)
     records, workdir = output / "records", output / "train"
     stages = Stages(total=8)
-    tables, can_probe = output / "tables", True
+    tables = output / "tables"
     if FLAGS.videos:
         videos = pathlib.Path(FLAGS.videos).expanduser()
-        can_probe = list_own_videos(stages, videos, tables, segment_s=10.0)
+        list_own_videos(stages, videos, tables, segment_s=10.0)
     else:
         tables = output / "videos"
         stages.run(
@@ -44,12 +44,17 @@ def main(_: list[str]) -> None:
             "common.data.playground", f"--output={tables}", f"--train={FLAGS.train_clips}",
             f"--test={FLAGS.test_clips}", f"--seed={FLAGS.seed}",
         )  # fmt: skip
-    for split in _SPLITS:
-        stages.ingest(
+    clips = {
+        split: stages.ingest(
             f"Turning the {split} videos into records: frames as JPEG, sound as samples",
             tables / f"{split}.jsonl", records, split,
             "--audio_rate=16000", "--short_side=128", "--require_sound",
-        )  # fmt: skip
+        )
+        for split in _SPLITS
+    }  # fmt: skip
+    # Counted after ingest: of what was listed, not everything can be read or has sound.
+    known = [set(split_card(records, split)["clips_by_label"]) for split in _SPLITS]
+    can_probe = len(set.intersection(*known)) > 1
     stages.run("Checking the records", "common.inspect", str(records), "--max_records=200")
     stages.run(
         "Training BraVe: a short clip and the sound of the whole video predict each other",
@@ -57,7 +62,8 @@ def main(_: list[str]) -> None:
         f"--config.data.train={records / 'train'}", f"--config.seed={FLAGS.seed}",
         *shorter_run(FLAGS.steps),
     )  # fmt: skip
-    _judge(stages, output, records, workdir, can_probe)
+    shown = records / ("test" if clips["test"] else "train")
+    _judge(stages, output, records, workdir, shown, can_probe)
     print(_closing_words(output))
 
 
@@ -66,6 +72,7 @@ def _judge(
     output: pathlib.Path,
     records: pathlib.Path,
     workdir: pathlib.Path,
+    shown: pathlib.Path,
     can_probe: bool,
 ) -> None:
     """Evaluates and exports the trained model, and writes the page about it."""
@@ -85,7 +92,6 @@ def _judge(
         bundle, "Exporting a bundle that stands alone",
         "common.export", f"--workdir={workdir}", *with_results,
     )  # fmt: skip
-    shown = next(records / split for split in reversed(_SPLITS) if (records / split).exists())
     stages.run(
         "Writing the report",
         "common.report", f"--workdir={workdir}", f"--records={shown}",
@@ -94,13 +100,14 @@ def _judge(
 
 
 def _closing_words(output: pathlib.Path) -> str:
+    made = (output / "results.json").exists()
+    results = "  results.json  the evaluation\n" if made else ""
     return f"""
 Everything lies in {output}:
   report.html   curves, example clips with their views, and the table: open it in a browser
   records/      the videos as record shards, with a card and a contact sheet
   train/        checkpoints and metrics; tensorboard --logdir={output / "train"}
-  results.json  the evaluation
-  bundle/       the exported model and its card
+{results}  bundle/       the exported model and its card
 
 What to type next:
   make demo VIDEOS=~/videos OUTPUT=runs/mine

@@ -8,6 +8,7 @@ space with text, such as MIL-NCE's ``--encoder=video_joint``, it is what `common
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import pathlib
 import sys
@@ -28,6 +29,10 @@ def define_flags() -> None:
     flags.DEFINE_string(
         "encoder", "video", "which encoder embeds the files: video, audio, video_joint, ..."
     )
+    flags.DEFINE_float(
+        "max_seconds", None, "longest file that is taken, held in memory whole; by default that "
+        "of the clips it was trained on", 0.001,
+    )  # fmt: skip
 
 
 def main(argv: list[str]) -> None:
@@ -49,6 +54,9 @@ def main(argv: list[str]) -> None:
     heap.tidy_after_compiling()
     files = _files(paths)
     bundle = load_bundle(FLAGS.bundle)
+    if FLAGS.max_seconds:
+        stored = dataclasses.replace(bundle.stored, max_seconds=FLAGS.max_seconds)
+        bundle = dataclasses.replace(bundle, stored=stored)
     output.parent.mkdir(parents=True, exist_ok=True)
     # What cannot be written is told before the work.
     with new_file(output) as partial, open(partial, "wb") as file:

@@ -82,7 +82,7 @@ def main(_: list[str]) -> None:
     output = pathlib.Path(FLAGS.output)
     output.parent.mkdir(parents=True, exist_ok=True)
     temporary = output.with_name(f".{output.name}.part")
-    temporary.write_text(_page("".join(parts), title))
+    temporary.write_text(_page("".join(parts), title), encoding="utf-8")
     temporary.replace(output)
     print(f"Wrote {output}")
 
@@ -90,7 +90,9 @@ def main(_: list[str]) -> None:
 def _read_metrics(path: pathlib.Path) -> list[dict[str, float]]:
     """Returns the lines of a run's metrics, one dictionary each."""
     try:
-        rows = [json.loads(line) for line in path.read_text().splitlines()]
+        # What a process that was killed had begun to write is no line yet.
+        whole = path.read_text(encoding="utf-8").rpartition("\n")[0]
+        rows = [json.loads(line) for line in whole.splitlines()]
     except (OSError, ValueError) as error:
         raise UserError(
             f"{path} cannot be read ({error}): --workdir must be the folder of a run of "
@@ -174,7 +176,8 @@ def _curves(rows: list[dict[str, float]]) -> str:
         axis = figure.add_subplot(math.ceil(len(drawn) / 2), 2, place + 1)
         for name in names:
             points = [(row["step"], row[name]) for row in rows if row.get(name) is not None]
-            axis.plot(*zip(*points, strict=True), label=name.removeprefix("collapse/"))
+            label = name.removeprefix("collapse/")
+            axis.plot(*zip(*points, strict=True), "." if len(points) == 1 else "-", label=label)
         axis.set_title(title, fontsize=10)
         axis.set_xlabel("step", fontsize=8)
         axis.set_ylim(bottom=min(0.0, axis.get_ylim()[0]))
@@ -196,7 +199,13 @@ def _examples(config: Any, source: str, count: int) -> str:
     with config.unlocked():
         config.data.train, config.batch_size = source, count
     method = methods.create(config)
-    batch = next(pipeline.TrainData(config, method.views).batches(0))
+    data = pipeline.TrainData(config, method.views)
+    if 0 < data.num_records < count:  # each once
+        count = data.num_records
+        with config.unlocked():
+            config.batch_size = count
+        data = pipeline.TrainData(config, method.views)
+    batch = next(data.batches(0))
     raw = {name: batch[name] for name in method.views.spec()}
     inputs = jax.device_get(method.augment(raw, example_keys(config.seed, 0, count)))
     words = _words(method.encoders.values())

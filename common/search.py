@@ -36,6 +36,7 @@ def main(argv: list[str]) -> None:
     texts = argv[1:]
     if not texts:
         raise UserError("Give what to look for after the flags, in quotes.")
+    from common.data import tables
     from common.evaluation import zero_shot
     from common.weights import load_bundle
 
@@ -51,7 +52,7 @@ def main(argv: list[str]) -> None:
         if not known:
             print("  (has no word that the text encoder knows: the order says nothing)")
         for place in scores_N.argsort(kind="stable")[::-1][: FLAGS.top]:
-            print(f"  {scores_N[place]:9.3f}  {paths[place]}")
+            print(f"  {scores_N[place]:9.3f}  {tables.printable(paths[place])}")
 
 
 def _read_index(path: str, bundle: Bundle, encoder: str) -> tuple[list[str], np.ndarray]:

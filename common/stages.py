@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import json
+import os
 import pathlib
 import shlex
+import signal
 import subprocess
 import sys
 import time
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from common.errors import UserError
+
+_NOTHING_READ = 1  # status of common.ingest where no file could be read
 
 
 class Stages:
@@ -27,36 +34,61 @@ class Stages:
 
     def run(self, title: str, *module_and_flags: str) -> None:
         """Runs ``python -m MODULE FLAGS...``; raises `UserError` where it fails."""
-        self._announce(title)
-        print(f"      python -m {shlex.join(module_and_flags)}", flush=True)
-        began = time.monotonic()
-        status = subprocess.run([sys.executable, "-m", *module_and_flags], check=False).returncode
-        if status:
+        if status := self._run(title, module_and_flags):
             raise UserError(
                 f"The stage {title!r} ended with status {status}; its message is above. What was "
                 "made so far is kept: mend the cause and run the same command again."
             )
+
+    def _run(self, title: str, module_and_flags: Sequence[str]) -> int:
+        """Runs a command and returns its status; what stops it stops this process alike."""
+        self._announce(title)
+        print(f"      python -m {shlex.join(module_and_flags)}", flush=True)
+        began = time.monotonic()
+        with subprocess.Popen([sys.executable, "-m", *module_and_flags]) as child:
+            before = signal.signal(signal.SIGTERM, lambda *_: child.terminate())
+            try:
+                status = child.wait()
+            except KeyboardInterrupt:  # it was told as well, and saves what it has
+                child.wait()
+                raise
+            finally:
+                signal.signal(signal.SIGTERM, before)
+        if status in (128 + signal.SIGTERM, -signal.SIGTERM):
+            raise SystemExit(128 + signal.SIGTERM)
         now = time.monotonic()
         print(f"      {now - began:.0f} s (since the start: {now - self._start:.0f} s)", flush=True)
+        return status
 
     def make(self, path: pathlib.Path, title: str, *module_and_flags: str) -> None:
         """Runs what makes `path`, given as its ``--output``, or keeps what is there."""
         if path.exists():
-            self.skip(title, f"{path} is there already and is kept")
+            self.skip(title, f"{path} is there already and is kept; remove it to make it anew")
         else:
             self.run(title, *module_and_flags, f"--output={path}")
 
     def ingest(
         self, title: str, table: pathlib.Path, records: pathlib.Path, split: str, *flags: str
-    ) -> None:
-        """Turns the media of a table into a split of records, unless it lists none."""
+    ) -> int:
+        """Turns the media of a table into a split of records; returns how many clips it has.
+
+        Raises:
+            UserError: it failed, or of what is to be trained on nothing can be read.
+        """
         if not table.stat().st_size:
             self.skip(title, "there are none")
-            return
-        self.run(
-            title,
-            "common.ingest", f"--source={table}", f"--output={records}", f"--split={split}", *flags,
-        )  # fmt: skip
+            return 0
+        command = ("common.ingest", f"--source={table}", f"--output={records}", f"--split={split}")
+        status = self._run(title, (*command, *flags))
+        if status not in (0, _NOTHING_READ):
+            raise UserError(f"The stage {title!r} ended with status {status}; see above.")
+        clips = int(split_card(records, split)["clips"])
+        if not clips and split == "train":
+            raise UserError(
+                f"No video to train on can be read; {records / 'rejects.jsonl'} says why. What was "
+                "rejected is not tried again: mend the files and name another --output."
+            )
+        return clips
 
     def skip(self, title: str, why: str) -> None:
         """Says that a stage has nothing to do."""
@@ -69,6 +101,25 @@ class Stages:
         print(f"\n{number}{title}", flush=True)
 
 
+def split_card(records: pathlib.Path, split: str) -> Mapping[str, Any]:
+    """Returns what ``dataset.json`` says of a split."""
+    card = json.loads((records / "dataset.json").read_text(encoding="utf-8"))
+    return card["splits"].get(split, {"clips": 0, "clips_by_label": {}})
+
+
+def begin(output: str, config_file: str) -> pathlib.Path:
+    """Returns the folder of a demo; raises `UserError` where it or the config cannot be."""
+    for sign in ",@":
+        if sign in output:
+            raise UserError(
+                f"--output={output}: {sign!r} has a meaning where data are named (it mixes "
+                "sources); name a folder without."
+            )
+    if not pathlib.Path(config_file.partition(":")[0]).is_file():
+        raise UserError(f"--config_file={config_file}: there is no such file in {os.getcwd()}.")
+    return pathlib.Path(output)
+
+
 def shorter_run(steps: int) -> list[str]:
     """Returns the overrides for a number of steps, a tenth of them to warm up; none for 0."""
     if not steps:
@@ -77,12 +128,13 @@ def shorter_run(steps: int) -> list[str]:
 
 
 def list_own_videos(
-    stages: Stages, videos: pathlib.Path, tables: pathlib.Path, segment_s: float
-) -> bool:
+    stages: Stages,
+    videos: pathlib.Path,
+    tables: pathlib.Path,
+    segment_s: float,
+    narrations: str = "",
+) -> None:
     """Lists a user's clips in tables "train" and "test", in place of rendering a world.
-
-    Returns:
-        Whether a probe can be trained and scored; see `own_videos.write_tables`.
 
     Raises:
         UserError: there is no such folder, or it holds no video.
@@ -91,7 +143,6 @@ def list_own_videos(
 
     if not videos.is_dir():
         raise UserError(f"--videos={videos} is not a folder; give one that holds video files.")
-    counts, can_probe = own_videos.write_tables(videos, tables, segment_s)
+    counts = own_videos.write_tables(videos, tables, segment_s, narrations)
     listed = ", ".join(f"{count} {split}" for split, count in counts.items())
     stages.skip("Rendering videos", f"using those of {videos}; clips: {listed}")
-    return can_probe

@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # it greets with pages of CPU features
+if os.environ.get("TF_CPP_MIN_LOG_LEVEL", "1") == "1":  # which JAX sets when it is imported
+    os.environ["TF_CPP_MIN_LOG_LEVEL"] = "2"  # it greets with pages of CPU features
 # These are for products and convolutions, of which there are none here; left on, they are announced
 # at every start, whatever the level.
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")

@@ -12,9 +12,10 @@ from absl import flags
 
 from common import launch
 from common.errors import UserError
-from common.stages import Stages, list_own_videos, shorter_run
+from common.stages import Stages, begin, list_own_videos, shorter_run
 
 FLAGS = flags.FLAGS
+_LONGEST_S = 14_400  # of the videos that are searched; their frames are small
 _SEGMENT_S = 10.0  # of the user's long videos: about as much as a caption says
 _PIECES = 400  # more than the world's captions have
 _OWN_PIECES = 4000
@@ -42,32 +43,31 @@ def main(_: list[str]) -> None:
             "--videos and --narrations go together: a folder of videos, and their captions as "
             "NAME.srt, NAME.vtt or NAME.csv files, or one json."
         )
-    output = pathlib.Path(FLAGS.output)
+    output = begin(FLAGS.output, FLAGS.config_file)
     records, workdir, pieces = output / "records", output / "train", output / "pieces.txt"
     stages = Stages(total=11)
     tables = _tables(stages, output)
-    narrations = [f"--narrations={FLAGS.narrations}"] if FLAGS.narrations else []
-    for split, table in tables.items():
-        stages.ingest(
+    clips = {
+        split: stages.ingest(
             f"Turning the {split} videos into records: frames as JPEG, and their captions",
             table, records, split,
-            "--audio_rate=0", "--short_side=40", *narrations,  # clips are windows of it
-        )  # fmt: skip
+            "--audio_rate=0", "--short_side=40",  # clips are windows of it
+        )
+        for split, table in tables.items()
+    }  # fmt: skip
     stages.make(
         pieces, "Learning word pieces of the captions",
         "common.vocabulary", f"--source={records / 'train'}",
         f"--pieces={_OWN_PIECES if FLAGS.videos else _PIECES}",
     )  # fmt: skip
     stages.run("Checking the records", "common.inspect", str(records), "--max_records=100")
-    # Segments of your own videos in which nothing is said are left out, however many they are.
-    silent = ["--config.data.max_bad_share=0.99"] if FLAGS.videos else []
     stages.run(
         "Training Frozen in Time: first what changes between two frames, then among five",
         "common.train", f"--config={FLAGS.config_file}", f"--workdir={workdir}",
         f"--config.data.train={records / 'train'}", f"--config.model.text.pieces={pieces}",
-        f"--config.seed={FLAGS.seed}", *silent, *_shorter_run(FLAGS.steps),
+        f"--config.seed={FLAGS.seed}", *_shorter_run(FLAGS.steps),
     )  # fmt: skip
-    _judge(stages, output, records, workdir)
+    _judge(stages, output, records, workdir, can_judge=clips["test"] > 1)
     print(_closing_words(output))
 
 
@@ -83,7 +83,8 @@ def _tables(stages: Stages, output: pathlib.Path) -> dict[str, pathlib.Path]:
     """Renders the playground, or lists the user's videos; returns the table of each split."""
     if FLAGS.videos:
         tables = output / "tables"
-        list_own_videos(stages, pathlib.Path(FLAGS.videos).expanduser(), tables, _SEGMENT_S)
+        videos = pathlib.Path(FLAGS.videos).expanduser()
+        list_own_videos(stages, videos, tables, _SEGMENT_S, FLAGS.narrations)
     else:
         tables = output / "videos"
         stages.run(
@@ -96,19 +97,23 @@ def _tables(stages: Stages, output: pathlib.Path) -> dict[str, pathlib.Path]:
 
 
 def _judge(
-    stages: Stages, output: pathlib.Path, records: pathlib.Path, workdir: pathlib.Path
+    stages: Stages,
+    output: pathlib.Path,
+    records: pathlib.Path,
+    workdir: pathlib.Path,
+    can_judge: bool,
 ) -> None:
     """Searches among held-out clips, exports the model, and writes the page about it."""
     results, title = output / "retrieval.json", "Finding held-out clips by their captions"
     test = records / "test"
-    if can_judge := test.exists():
+    if can_judge:
         stages.run(
             title,
             "common.retrieve", f"--workdir={workdir}", f"--test={test}", "--protocol=frozen",
             "--baselines=random", f"--output={results}",
         )  # fmt: skip
     else:
-        stages.skip(title, "none are held out")
+        stages.skip(title, "fewer than two are held out")
     with_results = [f"--results={results}"] if can_judge else []
     bundle, index = output / "bundle", output / "index.npz"
     stages.make(
@@ -118,7 +123,8 @@ def _judge(
     searched = pathlib.Path(FLAGS.videos or output / "videos" / "test").expanduser()
     stages.make(
         index, "Embedding videos, to search them by text",
-        "common.embed", f"--bundle={bundle}", "--encoder=video_joint", str(searched),
+        "common.embed", f"--bundle={bundle}", "--encoder=video_joint",
+        f"--max_seconds={_LONGEST_S}", str(searched),
     )  # fmt: skip
     stages.run(
         "Searching them",
@@ -133,13 +139,14 @@ def _judge(
 
 
 def _closing_words(output: pathlib.Path) -> str:
+    made = (output / "retrieval.json").exists()
+    results = "  retrieval.json  the evaluation\n" if made else ""
     return f"""
 Everything lies in {output}:
   report.html     curves, example clips with their captions, and the table: open it in a browser
   records/        the videos as record shards, with a card and a contact sheet
   train/          checkpoints and metrics; tensorboard --logdir={output / "train"}
-  retrieval.json  the evaluation
-  bundle/         the exported model and its card
+{results}  bundle/         the exported model and its card
   index.npz       features of the videos, to search them by text
 
 What to type next:

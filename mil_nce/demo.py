@@ -12,9 +12,10 @@ from absl import flags
 
 from common import launch
 from common.errors import UserError
-from common.stages import Stages, list_own_videos, shorter_run
+from common.stages import Stages, begin, list_own_videos, shorter_run
 
 FLAGS = flags.FLAGS
+_LONGEST_S = 14_400  # of the videos that are searched; their frames are small
 _SEGMENT_S = 30.0  # of the user's long videos: several narrations, not the whole talk
 
 
@@ -39,17 +40,18 @@ def main(_: list[str]) -> None:
             "--videos and --narrations go together: a folder of videos, and what is said in them "
             "as NAME.srt, NAME.vtt or NAME.csv files, or one json."
         )
-    output = pathlib.Path(FLAGS.output)
+    output = begin(FLAGS.output, FLAGS.config_file)
     records, workdir, words = output / "records", output / "train", output / "words.txt"
     stages = Stages(total=10)
     tables = _tables(stages, output)
-    narrations = [f"--narrations={FLAGS.narrations}"] if FLAGS.narrations else []
-    for split, table in tables.items():
-        stages.ingest(
+    clips = {
+        split: stages.ingest(
             f"Turning the {split} videos into records: frames as JPEG, and what is said",
             table, records, split,
-            "--audio_rate=0", "--short_side=40", *narrations,  # clips are squares of 32 px of it
-        )  # fmt: skip
+            "--audio_rate=0", "--short_side=40",  # clips are squares of 32 px of it
+        )
+        for split, table in tables.items()
+    }  # fmt: skip
     stages.make(
         words, "Listing the words of the narrations",
         "common.vocabulary", f"--source={records / 'train'}",
@@ -62,7 +64,7 @@ def main(_: list[str]) -> None:
         f"--config.model.text.words={_count(words)}", f"--config.seed={FLAGS.seed}",
         *shorter_run(FLAGS.steps),
     )  # fmt: skip
-    _judge(stages, output, records, workdir)
+    _judge(stages, output, records, workdir, can_judge=clips["test"] > 1)
     print(_closing_words(output))
 
 
@@ -70,7 +72,8 @@ def _tables(stages: Stages, output: pathlib.Path) -> dict[str, pathlib.Path]:
     """Renders the playground, or lists the user's videos; returns the table of each split."""
     if FLAGS.videos:
         tables = output / "tables"
-        list_own_videos(stages, pathlib.Path(FLAGS.videos).expanduser(), tables, _SEGMENT_S)
+        videos = pathlib.Path(FLAGS.videos).expanduser()
+        list_own_videos(stages, videos, tables, _SEGMENT_S, FLAGS.narrations)
         return {split: tables / f"{split}.jsonl" for split in ("train", "test")}
     videos = output / "videos"
     stages.run(
@@ -87,12 +90,16 @@ def _count(words: pathlib.Path) -> int:
 
 
 def _judge(
-    stages: Stages, output: pathlib.Path, records: pathlib.Path, workdir: pathlib.Path
+    stages: Stages,
+    output: pathlib.Path,
+    records: pathlib.Path,
+    workdir: pathlib.Path,
+    can_judge: bool,
 ) -> None:
     """Searches among held-out clips, exports the model, and writes the page about it."""
     results, title = output / "retrieval.json", "Finding held-out clips by their captions"
     test = records / "test"
-    if can_judge := test.exists():
+    if can_judge:
         stages.run(
             title,
             "common.retrieve", f"--workdir={workdir}", f"--test={test}",
@@ -100,7 +107,7 @@ def _judge(
             f"--output={results}",
         )  # fmt: skip
     else:
-        stages.skip(title, "none are held out")
+        stages.skip(title, "fewer than two are held out")
     with_results = [f"--results={results}"] if can_judge else []
     bundle, index = output / "bundle", output / "index.npz"
     stages.make(
@@ -110,7 +117,8 @@ def _judge(
     searched = pathlib.Path(FLAGS.videos or output / "videos" / "test").expanduser()
     stages.make(
         index, "Embedding videos, to search them by text",
-        "common.embed", f"--bundle={bundle}", "--encoder=video_joint", str(searched),
+        "common.embed", f"--bundle={bundle}", "--encoder=video_joint",
+        f"--max_seconds={_LONGEST_S}", str(searched),
     )  # fmt: skip
     stages.run(
         "Writing the report",
@@ -121,13 +129,14 @@ def _judge(
 
 
 def _closing_words(output: pathlib.Path) -> str:
+    made = (output / "retrieval.json").exists()
+    results = "  retrieval.json  the evaluation\n" if made else ""
     return f"""
 Everything lies in {output}:
   report.html     curves, example clips with their narrations, and the table: open it in a browser
   records/        the videos as record shards, with a card and a contact sheet
   train/          checkpoints and metrics; tensorboard --logdir={output / "train"}
-  retrieval.json  the evaluation
-  bundle/         the exported model and its card
+{results}  bundle/         the exported model and its card
   index.npz       features of the videos, to search them by text
 
 What to type next:

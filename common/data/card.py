@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import collections
+import functools
+import importlib.resources
 import io
 import json
 import logging
@@ -14,7 +16,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 
 from common.data import convert, records, shards, writer
 from common.errors import UserError
@@ -121,7 +123,8 @@ def is_silent(rms_dbfs: float | None) -> bool:
 
 def _general(reason: str) -> str:
     """Drops names and numbers, so that like reasons are counted together."""
-    return re.sub(r"\d+(\.\d+)?", "#", re.sub(r"'[^']*'|\([^)]*\)", "", reason)).strip()
+    named = re.sub(r"'[^']*'", "'...'", re.sub(r"\([^)]*\)", "", reason))
+    return re.sub(r"\d+(\.\d+)?", "#", named).strip()
 
 
 def _counts(values: Iterable[str]) -> dict[str, int]:
@@ -166,8 +169,9 @@ def _strip(name: str, clip: records.Clip) -> Image.Image:
         words.append("silence" if level is None else f"{level:.1f} dBFS")
     words += [f"[{label}]" for label in known["labels"]]
     words += [f'"{text}"' for text, _, _ in clip.captions[:1]]
-    draw.text((0, 0), clip.id or name, fill="black")
-    draw.text((0, _TEXT), "  ".join(filter(None, words)), fill="dimgray")
+    font = _font()
+    draw.text((0, 0), _end_of(clip.id or name, font), fill="black", font=font)
+    draw.text((0, _TEXT), "  ".join(filter(None, words)), fill="dimgray", font=font)
     left = 0
     for index in evenly(len(clip.frames_jpeg), _FRAMES):
         try:
@@ -176,12 +180,28 @@ def _strip(name: str, clip: records.Clip) -> Image.Image:
         except OSError:
             draw.text((left, _TEXT * 2), f"frame {index} is no picture", fill="red")
             continue
-        width = max(1, round(frame.width * _HEIGHT / frame.height))
-        strip.paste(frame.resize((width, _HEIGHT)), (left, _TEXT * 2))
-        left += width + 2
+        scale = min(_HEIGHT / frame.height, (_STRIP_WIDTH // _FRAMES - 2) / frame.width)
+        size = [max(1, round(side * scale)) for side in frame.size]
+        strip.paste(frame.resize(size), (left, _TEXT * 2))
+        left += size[0] + 2
     if clip.waveform is not None and len(clip.waveform):
         _draw_waveform(draw, clip.waveform, _TEXT * 2 + _HEIGHT + _WAVE // 2)
     return strip
+
+
+@functools.cache
+def _font() -> ImageFont.FreeTypeFont:
+    """Returns the font that comes with Matplotlib, which knows more letters than Pillow's own."""
+    folder = importlib.resources.files("matplotlib") / "mpl-data" / "fonts" / "ttf"
+    return ImageFont.truetype(str(folder / "DejaVuSans.ttf"), 10)
+
+
+def _end_of(name: str, font: ImageFont.FreeTypeFont) -> str:
+    """Returns a name, or as much of its end as there is room for: there its file is."""
+    shown = name
+    while font.getlength(shown) > _STRIP_WIDTH:
+        shown = "…" + shown[2:]
+    return shown
 
 
 def _draw_waveform(draw: ImageDraw.ImageDraw, waveform_N: np.ndarray, middle: int) -> None:

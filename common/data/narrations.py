@@ -103,7 +103,7 @@ def _attach(
         return dataclasses.replace(item, problem=str(error))
     if count:
         repeated[name] = count
-    return dataclasses.replace(item, captions=tuple(_within(captions, item)))
+    return dataclasses.replace(item, captions=tuple(within(captions, item)))
 
 
 def _names(item: tables.Item) -> list[str]:
@@ -112,7 +112,7 @@ def _names(item: tables.Item) -> list[str]:
     return list(dict.fromkeys([item.id, os.path.splitext(item.id)[0], stem]))
 
 
-def _within(captions: Iterable[Caption], item: tables.Item) -> Iterator[Caption]:
+def within(captions: Iterable[Caption], item: tables.Item) -> Iterator[Caption]:
     """Keeps what lies at least partly inside the item; times that are not known are inside."""
     first = -math.inf if item.start_s is None else item.start_s
     last = math.inf if item.end_s is None else item.end_s

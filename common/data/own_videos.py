@@ -7,12 +7,15 @@ last part of every long file is held out: "which of my videos is this from" need
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import math
 import os
 import pathlib
-from collections.abc import Iterable
+import sys
+from collections.abc import Iterable, Sequence
 
-from common.data import media, tables
+from common.data import media, narrations, tables
 from common.data.tables import Item
 from common.errors import UserError
 
@@ -23,33 +26,48 @@ _Row = dict[str, object]
 
 
 def write_tables(
-    videos: pathlib.Path, output: pathlib.Path, segment_s: float
-) -> tuple[dict[str, int], bool]:
+    videos: pathlib.Path, output: pathlib.Path, segment_s: float, told: str = ""
+) -> dict[str, int]:
     """Writes ``output/train.jsonl`` and ``output/test.jsonl`` for `common.ingest`.
 
     Args:
         videos: a folder, searched recursively.
         output: folder of the tables.
         segment_s: length of the clips that longer files become, seconds.
+        told: what is said in them, see `common.data.narrations`; clips without words are left out.
 
     Returns:
-        The number of clips by split, and whether at least two labels are on both sides, so that a
-        probe can be trained and scored.
+        The number of clips by split.
 
     Raises:
         UserError: the folder does not exist, or holds no media files.
     """
     items = tables.read_source(videos, labels_from="folder").items
+    if told:
+        items = _narrated(items, told)
     by_folder = len({item.labels for item in items}) > 1
     split = _by_file(items, segment_s) if by_folder else _by_time(items, segment_s)
+    if by_folder and not split["test"]:  # no folder has as many files: they are no labels
+        split = _by_time(items, segment_s)
+    if told:
+        split = {name: [row for row in rows if row["captions"]] for name, rows in split.items()}
     if not split["train"]:
         raise UserError(f"{videos} holds no clip to train on.")
     output.mkdir(parents=True, exist_ok=True)
     for name, rows in split.items():
         # ASCII: names of files may hold bytes that are no UTF-8.
         (output / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    seen = {name: {str(row["labels"]) for row in rows} for name, rows in split.items()}
-    return {name: len(rows) for name, rows in split.items()}, len(seen["train"] & seen["test"]) > 1
+    return {name: len(rows) for name, rows in split.items()}
+
+
+def _narrated(items: Sequence[Item], told: str) -> list[Item]:
+    """Returns the items in which something is said, with their captions; says what is left out."""
+    found = narrations.attach(items, told)
+    print(found, file=sys.stderr)
+    for item in found.items:
+        if item.problem:
+            print(f"Left out: {item.name}: {item.problem}", file=sys.stderr)
+    return [item for item in found.items if item.captions and not item.problem]
 
 
 def _by_file(items: Iterable[Item], segment_s: float) -> dict[str, list[_Row]]:
@@ -77,7 +95,17 @@ def _by_time(items: Iterable[Item], segment_s: float) -> dict[str, list[_Row]]:
 
 def _row(item: Item, start: float | None, end: float | None, labels: Iterable[str]) -> _Row:
     row: _Row = {"path": os.fspath(item.path), "labels": list(labels)}
+    if item.captions:
+        part = dataclasses.replace(item, start_s=start, end_s=end)
+        row["captions"] = [
+            {"text": text, "start": _known(begin), "end": _known(until)}
+            for text, begin, until in narrations.within(item.captions, part)
+        ]
     return row if start is None else {**row, "start": start, "end": end}
+
+
+def _known(time: float) -> float | None:
+    return None if math.isnan(time) else time
 
 
 def _segments(item: Item, segment_s: float) -> list[tuple[float | None, float | None]]:

@@ -111,8 +111,8 @@ def _read_folder(root: pathlib.Path, label_by_folder: bool) -> Source:
             if suffix not in VIDEO_SUFFIXES | AUDIO_SUFFIXES | IMAGE_SUFFIXES:
                 ignored[suffix] = ignored.get(suffix, 0) + 1
                 continue
-            relative = _printable(path.relative_to(root).as_posix())
-            labels = (_printable(path.parent.name),) if label_by_folder else ()
+            relative = printable(path.relative_to(root).as_posix())
+            labels = (printable(path.parent.name),) if label_by_folder else ()
             if label_by_folder and path.parent == root:
                 labels = ()  # a file that lies in no sub-folder has no label
             items.append(Item(relative, os.path.abspath(path), relative, labels=labels))
@@ -120,10 +120,10 @@ def _read_folder(root: pathlib.Path, label_by_folder: bool) -> Source:
         f"{count} x {suffix or 'files without an ending'}"
         for suffix, count in sorted(ignored.items())
     ]
-    return Source(items, (*unused, *map(_printable, unread)))
+    return Source(items, (*unused, *map(printable, unread)))
 
 
-def _printable(text: str) -> str:
+def printable(text: str) -> str:
     """Replaces bytes of file names that are no UTF-8, so that names can be stored and printed."""
     return os.fsencode(text).decode(errors="backslashreplace")
 
@@ -148,7 +148,7 @@ def _read_table(path: pathlib.Path, label_by_folder: bool, label_column: str) ->
     for number, row in enumerate(rows, 1):
         item = _item(path, number, row, path_column, label_column, caption_column)
         if label_by_folder:
-            label = _printable(pathlib.Path(item.path).parent.name)
+            label = printable(pathlib.Path(item.path).parent.name)
             item = dataclasses.replace(item, labels=(label,))
         items.append(item)
     return Source(items, tuple(f"column {column!r}" for column in columns if column not in used))
@@ -231,7 +231,7 @@ def _item(
         return Item(f"row {number}", "", f"row {number}", problem="the row has no path")
     try:
         absolute = os.path.abspath(table.parent / os.path.expanduser(name))
-        name = _printable(name)
+        name = printable(name)
     except UnicodeEncodeError:
         problem = f"row {number}: the path {name!r} is not valid Unicode"
         return Item(f"row {number}", "", f"row {number}", problem=problem)

@@ -165,7 +165,8 @@ class Bundle:
         path = files[number]
         audio = encoder.inputs.sample_rate if isinstance(encoder.inputs, AudioInput) else 0
         settings = dataclasses.replace(self.stored, audio_rate=audio)
-        item = tables.Item(id=path, path=os.path.abspath(path), name=path)
+        name = tables.printable(path)
+        item = tables.Item(id=name, path=os.path.abspath(path), name=name)
         outcome = convert.convert(item, (), settings)
         if outcome.record is None:
             raise BadClip(outcome.reason)
