@@ -16,10 +16,10 @@ from common.backbones.tsm_resnet import TSMResNet
 from common.errors import UserError
 from common.new_file import new_file
 from common.weights import haiku_layout, safe_pickle
+from common.weights.published import check_said
 
 # The view whose backbone is an encoder of `brave.method`.
 _VIEW_OF_ENCODER = {"video": NARROW, "audio": "audio"}
-_FFT_WINDOW = 320  # samples, of the published code, which has no setting of it
 
 
 def load(path: str | os.PathLike, model: BraveModel, encoders: Sequence[str] = ()) -> list[str]:
@@ -89,21 +89,12 @@ def save(path: str | os.PathLike, model: BraveModel, config: Any) -> None:
         UserError: the file exists, or the layout has no place for a network of the model or for
             what it takes.
     """
-    videos = [config.narrow.input]
+    taken: dict[str, Any] = {"narrow.input": "rgb"}
     if "video" in config.broad:
-        videos.append(config.video.input)
-    if "difference" in videos:
-        raise UserError(
-            "The published layout cannot say that a network takes frame differences "
-            "(config.model.*.input='difference'), and whoever read it would feed frames. Export a "
-            "bundle, which does say so."
-        )
-    if "audio" in config.broad and config.audio.fft_window != _FFT_WINDOW:
-        raise UserError(
-            "The published layout cannot say that config.model.audio.fft_window is "
-            f"{config.audio.fft_window}, and whoever read it would take {_FFT_WINDOW}. Export a "
-            "bundle, which does say so."
-        )
+        taken["video.input"] = "rgb"
+    if "audio" in config.broad:
+        taken["audio.fft_window"] = 320
+    check_said(config, taken)
     contents = {**haiku_layout.write(layers_of(model)), "config": published_config(config)}
     with new_file(path) as partial, open(partial, "wb") as file:
         np.save(file, np.array(contents, dtype=object), allow_pickle=True)

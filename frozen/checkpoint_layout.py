@@ -19,6 +19,7 @@ from flax import nnx
 
 from common.errors import UserError
 from common.weights import bert_layout, torch_file, torch_layout, vit_layout
+from common.weights.published import check_said
 from frozen import weight_files
 from frozen.weight_files import Tensors
 
@@ -147,20 +148,8 @@ def save(path: str | os.PathLike, model: FrozenModel, config: Any) -> None:
         UserError: the file exists, or the layout has no place for something in the model
             or for what it takes.
     """
-    if config.video.input == "difference":
-        raise UserError(
-            "The published layout cannot say that the video network takes frame differences "
-            "(config.model.video.input='difference'), and whoever read it would feed frames. A "
-            "bundle does say so."
-        )
-    for key, value, published in (
-        ("colours", config.colours, "imagenet"), ("video.eps", config.video.eps, 1e-6),
-    ):  # fmt: skip
-        if value != published:
-            raise UserError(
-                f"The published layout cannot say config.model.{key}={value!r}; whoever read it "
-                f"would take {published!r}. A bundle does say so."
-            )
+    taken = {"video.input": "rgb", "colours": "imagenet", "video.eps": 1e-6}
+    check_said(config, taken)
     _check_sayable(model, list(_MARKS))
     contents = {
         "arch": "FrozenInTime",

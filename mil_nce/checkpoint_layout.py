@@ -13,6 +13,7 @@ from absl import logging
 from common.backbones.s3d import S3D
 from common.errors import UserError
 from common.weights import haiku_layout, s3d_layout, safe_pickle, torch_file, torch_layout
+from common.weights.published import check_said
 from mil_nce.model import MilNceModel
 
 # What each encoder of `mil_nce.method` is made of.
@@ -143,18 +144,7 @@ def save(path: str | os.PathLike, model: MilNceModel, config: Any) -> None:
         UserError: the file exists, or the layout has no place for the backbone or for how padding
             is treated.
     """
-    if config.text.masked:
-        raise UserError(
-            "The published layout cannot say that padding is left out of the maximum over words "
-            "(config.model.text.masked=True), and whoever read it would not leave it out. Export a "
-            "bundle, which does say so."
-        )
-    if config.video.input == "difference":
-        raise UserError(
-            "The published layout cannot say that the video network takes frame differences "
-            "(config.model.video.input='difference'), and whoever read it would feed frames. A "
-            "bundle does say so."
-        )
+    check_said(config, {"text.masked": False, "video.input": "rgb"})
     if _s3d(model).stem == "plain":
         contents = {"state_dict": published_arrays(model, "module.")}
     else:

@@ -6,8 +6,9 @@ and nothing of a layout is known outside the method's own package.
 
 from __future__ import annotations
 
+import operator
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 from flax import nnx
@@ -41,6 +42,25 @@ class Layout(Protocol):
         run. Returns what was filled and what was left, in sentences for the log.
         """
         ...
+
+
+def check_said(config: Any, taken: Mapping[str, Any]) -> None:
+    """Refuses a setting that a layout has no field for, unless it is what its readers take it for.
+
+    Args:
+        config: ``config.model``.
+        taken: what whoever reads a file takes, by key.
+
+    Raises:
+        UserError: a setting is another one.
+    """
+    for key, value in taken.items():
+        ours = operator.attrgetter(key)(config)
+        if ours != value:
+            raise UserError(
+                f"The published layout cannot say that config.model.{key} is {ours!r}, and whoever "
+                f"read it would take {value!r}. Export a bundle, which does say so."
+            )
 
 
 def layout_of(config: Any) -> Layout:

@@ -234,14 +234,17 @@ def test_a_configuration_that_would_run_code_does_not(tmp_path):
 
 def test_a_network_of_differences_is_not_written_as_one_of_frames(tmp_path):
     config = small_models.config(TINY, video__input="difference")
-    with pytest.raises(UserError, match="frame differences .*bundle"):
+    with pytest.raises(UserError, match="video.input is 'difference'.*bundle"):
         checkpoint_layout.save(tmp_path / "a.pth", small_models.filled(config), config)
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
-    [({"colours": "half"}, "colours='half'"), ({"video__eps": 1e-5}, "video.eps=1e-05")],
+    [
+        ({"colours": "half"}, "colours is 'half'.* take 'imagenet'"),
+        ({"video__eps": 1e-5}, "video.eps is 1e-05"),
+    ],
 )
 def test_other_settings_than_the_published_are_not_left_out(changes, message, tmp_path):
     config = small_models.config(TINY, **changes)
