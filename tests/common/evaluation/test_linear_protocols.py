@@ -76,6 +76,7 @@ def _published_indices(length, num_windows, num_steps, stride):
     return np.stack([repeated[o : o + num_steps * stride : stride] for o in offsets])
 
 
+@pytest.mark.slow
 @given(
     length=st.integers(1, 2000),
     count=st.integers(1, 12),
@@ -88,6 +89,7 @@ def test_ucf_windows_are_the_published_ones(length, count, frames, stride):
     np.testing.assert_array_equal(ours, _published_indices(length, count, frames, stride))
 
 
+@pytest.mark.slow
 def test_ten_ucf_windows_of_every_length_are_the_published_ones():
     for length in range(1, 700):  # 28 seconds; published in float32
         ours = windows.looped_frames(length, 32, 2, 10)

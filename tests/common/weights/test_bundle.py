@@ -131,6 +131,7 @@ def test_files_are_embedded_as_evaluation_embeds_their_records(made, tmp_path):
         assert np.abs(features[0] - features[1]).max() > 1e-6
 
 
+@pytest.mark.slow
 def test_files_that_cannot_be_embedded_are_all_named_with_their_reasons(made, tmp_path):
     folder, _ = made
     good = tiny_media.write_video(tmp_path / "good.mp4", sound=False)
@@ -266,6 +267,7 @@ def test_of_nothing_there_are_no_features(made):
         bundle.embed("video", [1, 2])
 
 
+@pytest.mark.slow
 def test_a_bundle_of_a_bundle_embeds_by_the_same_protocol(made, tmp_path):
     quick, again = tmp_path / "quick", tmp_path / "again"
     one = dataclasses.replace(EVEN, test_clips=1)
@@ -275,6 +277,7 @@ def test_a_bundle_of_a_bundle_embeds_by_the_same_protocol(made, tmp_path):
     assert load_bundle(again).protocol == one
 
 
+@pytest.mark.slow
 def test_the_moving_average_is_what_is_exported(tmp_path):
     made = tiny_brave.make_run(tmp_path / "run", ema_decay=0.9)
     loaded = loading.from_workdir(tmp_path / "run")
