@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import re
 import traceback
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
@@ -87,7 +88,7 @@ def _unknown(options: PipelineOptions) -> list[str]:
 
 def _last_line(error: Exception) -> str:
     """Returns what an error says; of one that holds a worker's trace, the end of it."""
-    lines = [line for line in str(error).splitlines() if line.strip()]
+    lines = [line for line in str(error).splitlines() if re.search(r"\w", line)]
     return lines[-1].strip() if lines else type(error).__name__
 
 

@@ -69,6 +69,6 @@ def test_a_setting_that_cannot_be_is_refused(changes, message):
 @pytest.mark.slow
 def test_the_published_layout_refuses_what_it_cannot_say(tmp_path):
     config = tiny_brave.get_config(model__narrow__input="difference")
-    with pytest.raises(UserError, match="frame differences"):
+    with pytest.raises(UserError, match="narrow.input is 'difference'"):
         checkpoint_layout.save(tmp_path / "model.npy", _method().build(nnx.Rngs(0)), config.model)
     assert not list(tmp_path.iterdir())

@@ -223,7 +223,9 @@ def test_beam_makes_the_same_bytes(source, finished, tmp_path):
 def beam_service(module, folder, *options):
     """Runs a server of Beam's, which stands in an empty folder, until the block ends."""
     folder.mkdir(parents=True, exist_ok=True)
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    # A pool of workers starts `python`, whichever is the first.
+    path = os.pathsep.join([os.path.dirname(sys.executable), os.environ["PATH"]])
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PATH": path}
     with open(folder / "log", "w") as log:
         process = subprocess.Popen(
             [sys.executable, "-m", f"apache_beam.runners.{module}", *options],
