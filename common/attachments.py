@@ -17,6 +17,7 @@ from ml_collections import ConfigDict
 
 from common import config as config_lib
 from common.errors import UserError
+from common.new_file import new_file
 
 FOLDER = "files"
 
@@ -41,14 +42,13 @@ def keep(config: ConfigDict, folder: str | os.PathLike[str]) -> None:
                 )
             continue
         copy.parent.mkdir(parents=True, exist_ok=True)
-        partial = copy.with_name(copy.name + f".partial-{os.getpid()}")
-        shutil.copyfile(original, partial)
-        os.replace(partial, copy)
+        with new_file(copy) as partial:
+            shutil.copyfile(original, partial)
 
 
 def found(config: ConfigDict, folder: str | os.PathLike[str]) -> ConfigDict:
     """Returns the configuration with its files named where ``folder`` keeps copies of them."""
-    copies = {key: _copy_of(key, original, folder) for key, original in _named(config).items()}
+    copies = _copies(config, folder)
     changed = config.copy_and_resolve_references()
     with changed.unlocked():
         changed.update_from_flattened_dict(
@@ -59,14 +59,18 @@ def found(config: ConfigDict, folder: str | os.PathLike[str]) -> ConfigDict:
 
 def missing(config: ConfigDict, folder: str | os.PathLike[str]) -> list[pathlib.Path]:
     """Returns the copies that ``folder`` should have and has not."""
-    copies = [_copy_of(key, original, folder) for key, original in _named(config).items()]
-    return [copy for copy in copies if not copy.is_file()]
+    return [copy for copy in _copies(config, folder).values() if not copy.is_file()]
 
 
 def _named(config: ConfigDict) -> dict[str, Any]:
     """Returns the files by key; a configuration from before there were any has none."""
     flat = config_lib.flatten(config)
     return {key: flat[key] for key in flat.get("files", ()) if flat[key]}
+
+
+def _copies(config: ConfigDict, folder: str | os.PathLike[str]) -> dict[str, pathlib.Path]:
+    """Returns where ``folder`` keeps the files, by key."""
+    return {key: _copy_of(key, original, folder) for key, original in _named(config).items()}
 
 
 def _copy_of(key: str, original: str, folder: str | os.PathLike[str]) -> pathlib.Path:

@@ -34,14 +34,10 @@ class Stages:
 
     def run(self, title: str, *module_and_flags: str) -> None:
         """Runs ``python -m MODULE FLAGS...``; raises `UserError` where it fails."""
-        if status := self._run(title, module_and_flags):
-            raise UserError(
-                f"The stage {title!r} ended with status {status}; its message is above. What was "
-                "made so far is kept: mend the cause and run the same command again."
-            )
+        self._run(title, module_and_flags)
 
-    def _run(self, title: str, module_and_flags: Sequence[str]) -> int:
-        """Runs a command and returns its status; what stops it stops this process alike."""
+    def _run(self, title: str, module_and_flags: Sequence[str], also: int = 0) -> None:
+        """Runs a command that may end with status 0 or ``also``; what stops it stops the whole."""
         self._announce(title)
         print(f"      python -m {shlex.join(module_and_flags)}", flush=True)
         began = time.monotonic()
@@ -56,9 +52,13 @@ class Stages:
                 signal.signal(signal.SIGTERM, before)
         if status in (128 + signal.SIGTERM, -signal.SIGTERM):
             raise SystemExit(128 + signal.SIGTERM)
+        if status not in (0, also):
+            raise UserError(
+                f"The stage {title!r} ended with status {status}; its message is above. What was "
+                "made so far is kept: mend the cause and run the same command again."
+            )
         now = time.monotonic()
         print(f"      {now - began:.0f} s (since the start: {now - self._start:.0f} s)", flush=True)
-        return status
 
     def make(self, path: pathlib.Path, title: str, *module_and_flags: str) -> None:
         """Runs what makes `path`, given as its ``--output``, or keeps what is there."""
@@ -79,9 +79,7 @@ class Stages:
             self.skip(title, "there are none")
             return 0
         command = ("common.ingest", f"--source={table}", f"--output={records}", f"--split={split}")
-        status = self._run(title, (*command, *flags))
-        if status not in (0, _NOTHING_READ):
-            raise UserError(f"The stage {title!r} ended with status {status}; see above.")
+        self._run(title, (*command, *flags), also=_NOTHING_READ)
         clips = int(split_card(records, split)["clips"])
         if not clips and split == "train":
             raise UserError(

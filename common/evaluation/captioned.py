@@ -168,6 +168,11 @@ def from_table(path: str | os.PathLike[str], record_ids: Iterable[str]) -> list[
 def video_and_span(record: str) -> tuple[str, str]:
     """Returns the video's name and the clip's times, or "" for a whole video, of a record's id."""
     cut = _CUT.search(record)
-    file = pathlib.PurePosixPath(record[: cut.start()] if cut else record)
-    name = file.stem if file.suffix.lower() in tables.VIDEO_SUFFIXES else file.name
+    name = video_name(record[: cut.start()] if cut else record)
     return name, cut[0][1:] if cut else ""
+
+
+def video_name(path: str) -> str:
+    """Returns the name of a video's file without folders and without its ending, if it has one."""
+    file = pathlib.PurePosixPath(path)
+    return file.stem if file.suffix.lower() in tables.VIDEO_SUFFIXES else file.name

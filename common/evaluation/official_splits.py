@@ -13,7 +13,6 @@ import pathlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
 
-from common.data import tables
 from common.errors import UserError
 from common.evaluation import captioned, csv_rows
 from common.evaluation.features import Features
@@ -144,7 +143,10 @@ def select(
 
 def _of_csv(path: pathlib.Path) -> Iterator[Entry]:
     for row in csv_rows.read(path, ("video_id", "label", "split1")):
-        video, label = _stem(row.text("video_id")), row.text("label").removesuffix(_LABEL_END)
+        video, label = (
+            captioned.video_name(row.text("video_id")),
+            row.text("label").removesuffix(_LABEL_END),
+        )
         for column in (name for name in row.cells if _NUMBERED.fullmatch(name or "")):
             value = row.text(column)
             if value not in _HMDB_ROLES:
@@ -171,13 +173,15 @@ def _of_list(path: pathlib.Path) -> Iterator[Entry]:
             if not slash:
                 raise UserError(f"{where}: expected LABEL/FILE, got {line[:60]!r}.")
             label = pathlib.PurePosixPath(folder).name
-            yield Entry(f"split{int(ucf[2])}", ucf[1], _stem(file), label, where)
+            yield Entry(f"split{int(ucf[2])}", ucf[1], captioned.video_name(file), label, where)
             continue
         file, _, value = line.strip().rpartition(" ")
         if not file or value not in _HMDB_ROLES:
             raise UserError(f"{where}: expected FILE and 0, 1 or 2, got {line[:60]!r}.")
         if role := _HMDB_ROLES[value]:
-            yield Entry(f"split{int(hmdb[2])}", role, _stem(file.strip()), hmdb[1], where)
+            yield Entry(
+                f"split{int(hmdb[2])}", role, captioned.video_name(file.strip()), hmdb[1], where
+            )
 
 
 def _by_video(names: Sequence[str]) -> dict[str, list[str]]:
@@ -185,9 +189,3 @@ def _by_video(names: Sequence[str]) -> dict[str, list[str]]:
     for name in names:
         found.setdefault(captioned.video_and_span(name)[0], []).append(name)
     return found
-
-
-def _stem(path: str) -> str:
-    """Returns the name of a file without folder and ending."""
-    file = pathlib.PurePosixPath(path)
-    return file.stem if file.suffix.lower() in tables.VIDEO_SUFFIXES else file.name
